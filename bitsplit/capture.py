@@ -1,0 +1,171 @@
+"""Every weighted layer's true input, caught where it is used: at the calls of `conv2d` and `linear`.
+
+Convolutions with a forward of their own (static "same" padding, say) so show what their arithmetic really reads,
+without tracing and without touching the network's source. The weight's identity names the layer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_LINEAR_ARGUMENTS = ("input", "weight", "bias")
+_OTHER_WEIGHTED = {
+    F.conv1d: "1-D convolution",
+    F.conv3d: "3-D convolution",
+    F.conv_transpose1d: "transposed convolution",
+    F.conv_transpose2d: "transposed convolution",
+    F.conv_transpose3d: "transposed convolution",
+    F.bilinear: "bilinear layer",
+}
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a layer: its input as the arithmetic sees it, and a convolution's geometry (None for linear)."""
+
+    input: Tensor
+    weight: Tensor
+    geometry: dict | None
+
+    @property
+    def groups(self) -> int:
+        return self.geometry["groups"] if self.geometry else 1
+
+    def patches(self, count: int, generator: torch.Generator) -> Tensor:
+        """Up to `count` random columns of the im2col matrix, (G, count, N): the inputs of random output positions.
+
+        Gathered directly from the feature map; it is never unfolded as a whole.
+        """
+        if self.geometry is None:
+            rows = self.input.reshape(-1, self.input.shape[-1])
+            return rows[_choose(len(rows), count, generator, rows.device)].unsqueeze(0)
+        x = self.input if self.input.dim() == 4 else self.input.unsqueeze(0)
+        kernel = self.weight.shape[-2:]
+        stride, dilation = _pair(self.geometry["stride"]), _pair(self.geometry["dilation"])
+        padding = _padding(self.geometry["padding"], kernel, dilation)
+        spatial = [
+            (size + before + after - d * (k - 1) - 1) // s + 1
+            for size, (before, after), k, s, d in zip(x.shape[-2:], padding, kernel, stride, dilation, strict=True)
+        ]
+        position = _choose(len(x) * spatial[0] * spatial[1], count, generator, x.device)
+        image = position // (spatial[0] * spatial[1])
+        corner = (position // spatial[1] % spatial[0], position % spatial[1])
+        index, inside = [], []
+        for axis in range(2):
+            offsets = torch.arange(kernel[axis], device=x.device) * dilation[axis] - padding[axis][0]
+            i = corner[axis].unsqueeze(-1) * stride[axis] + offsets
+            size = x.shape[2 + axis]
+            inside.append((i >= 0) & (i < size))
+            index.append(i.clamp(0, size - 1))
+        rows, columns = index[0].unsqueeze(-1), index[1].unsqueeze(-2)
+        patch = x[image[:, None, None], :, rows, columns]  # (count, kh, kw, C)
+        patch = patch * (inside[0].unsqueeze(-1) & inside[1].unsqueeze(-2)).unsqueeze(-1)
+        patch = patch.permute(3, 0, 1, 2).reshape(self.groups, -1, len(position), kernel[0] * kernel[1])
+        return patch.transpose(1, 2).reshape(self.groups, len(position), -1)
+
+    def channel_vectors(self, count: int, generator: torch.Generator) -> Tensor:
+        """Input values at up to `count` random positions, (count, C)."""
+        if self.geometry is None:
+            rows = self.input.reshape(-1, self.input.shape[-1])
+        else:
+            x = self.input if self.input.dim() == 4 else self.input.unsqueeze(0)
+            rows = x.movedim(1, -1)
+            position = _choose(rows.shape[0] * rows.shape[1] * rows.shape[2], count, generator, x.device)
+            height, width = x.shape[-2:]
+            return x[position // (height * width), :, position // width % height, position % width]
+        return rows[_choose(len(rows), count, generator, rows.device)]
+
+
+class LayerCalls(TorchFunctionMode):
+    """While active, shows `visit(name, call)` every call of the given layers inside their own forward.
+
+    `skipped` collects, by parameter name, weights of the network that are used in any other way, with the reason.
+    Its module hooks are removed on exit, also when the body raises.
+    """
+
+    def __init__(self, network: nn.Module, layers: dict[str, nn.Module], visit: Callable[[str, LayerCall], None]):
+        super().__init__()
+        self._network = network
+        self._names = {id(layer.weight): name for name, layer in layers.items()}
+        self._parameters = {id(p): name for name, p in network.named_parameters()}
+        self._visit = visit
+        self._running: list[nn.Module] = []
+        self._hooks: list = []
+        self.skipped: dict[str, str] = {}
+
+    def __enter__(self):
+        for module in self._network.modules():
+            if id(getattr(module, "weight", None)) in self._names:
+                self._hooks.append(module.register_forward_pre_hook(lambda module, _: self._running.append(module)))
+                self._hooks.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        for hook in self._hooks:
+            hook.remove()
+        return super().__exit__(*exception)
+
+    def _leave(self) -> None:
+        self._running.pop()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.conv2d:
+            self._convolution(args, kwargs)
+        elif func is F.linear:
+            self._linear(args, kwargs)
+        elif func in _OTHER_WEIGHTED:
+            weight = args[1] if len(args) > 1 else kwargs.get("weight")
+            self._skip(weight, f"a {_OTHER_WEIGHTED[func]}, which is not supported")
+        return func(*args, **kwargs)
+
+    def _convolution(self, args, kwargs) -> None:
+        bound = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+        bound |= dict(zip(_CONV_ARGUMENTS, args, strict=False)) | kwargs
+        geometry = {key: bound[key] for key in ("stride", "padding", "dilation", "groups")}
+        self._call(LayerCall(bound["input"], bound["weight"], geometry))
+
+    def _linear(self, args, kwargs) -> None:
+        bound = dict(zip(_LINEAR_ARGUMENTS, args, strict=False)) | kwargs
+        self._call(LayerCall(bound["input"], bound["weight"], None))
+
+    def _call(self, call: LayerCall) -> None:
+        name = self._names.get(id(call.weight))
+        if name is None:
+            self._skip(call.weight, "not the weight of a convolution or linear module")
+        elif not any(module.weight is call.weight for module in self._running):
+            self._skip(call.weight, "used outside its module's forward, where its input cannot be quantized")
+        else:
+            self._visit(name, call)
+
+    def _skip(self, weight: Tensor, reason: str) -> None:
+        name = self._parameters.get(id(weight))
+        if name is not None:
+            self.skipped[name] = reason
+
+
+def _choose(total: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    if total <= count:
+        return torch.arange(total, device=device)
+    return torch.randint(total, (count,), generator=generator, device=device)
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[-1])
+
+
+def _padding(padding, kernel, dilation) -> list[tuple[int, int]]:
+    """(before, after) for height and width; "same" pads the odd pixel after, as torch does."""
+    if padding == "valid":
+        return [(0, 0), (0, 0)]
+    if padding == "same":
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(p, p) for p in _pair(padding)]

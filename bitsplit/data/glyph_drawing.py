@@ -1,0 +1,154 @@
+"""Pictures of characters, each a pure function of (split, index).
+
+A picture is one character of one of 100 classes, in one of 16 faces, with random size, rotation, shear and place,
+textured paint on a textured ground, among clutter, partly covered, blurred and noisy.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+SIZE = 64  # pixels, height and width of a picture
+SPLITS = ("train", "val")
+
+# One class a drawing: no two characters that differ only in size, or not at all, in some face, as c/C, p/P, 0/O, I/l/|,
+# A/Alpha or ψ/Ψ do; and every face here has every character.
+CLASSES = (
+    *"0123456789",
+    *"ABCDEFGHJKLMNPQRSTUVWXYZ",
+    *"abdefghijkmnqrty",
+    *"ΓΔΘΛΞΠΣΦΨΩ",
+    *"αβγδεζηλμξπρστω",
+    *"æ!?&@#$%*+=<>{[€£¥§¶©∂±÷~",
+)
+
+FONTS = (
+    *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
+    *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
+)
+
+_EM = 64  # pixels per em at which a character is rasterised before it is transformed
+_PAD = 2  # pixels of empty margin around the raster, so that resampling fades out at its border
+_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+@cache
+def _font(name: str) -> ImageFont.FreeTypeFont:
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+    # The basic engine is the one in every build of Pillow; Raqm is optional and would make pictures depend on it.
+    return ImageFont.truetype(path, _EM, layout_engine=ImageFont.Layout.BASIC)
+
+
+@cache
+def glyph(character: str, font: str) -> Image.Image:
+    """Coverage of a character (mode L, 255 = ink) at 64 pixels per em, cropped to its ink plus a margin of 2 pixels."""
+    left, top, right, bottom = _font(font).getbbox(character)
+    mask = Image.new("L", (right - left + 2 * _PAD, bottom - top + 2 * _PAD))
+    ImageDraw.Draw(mask).text((_PAD - left, _PAD - top), character, fill=255, font=_font(font))
+    return mask
+
+
+def _generator(stream: int, split: str, number: int) -> np.random.Generator:
+    seeds = np.random.SeedSequence((SPLITS.index(split), number), spawn_key=(stream,))
+    return np.random.Generator(np.random.PCG64(seeds))
+
+
+@cache
+def _labels(split: str, block: int) -> np.ndarray:
+    return _generator(0, split, block).permutation(len(CLASSES))
+
+
+def label(split: str, index: int) -> int:
+    """Class of a picture; each run of 100 indices from a multiple of 100 holds every class once, in random order."""
+    block, place = divmod(index, len(CLASSES))
+    return int(_labels(split, block)[place])
+
+
+def _placed(rng: np.random.Generator, mask: Image.Image, scale: float, reach: float) -> np.ndarray:
+    """Coverage (64,64) in [0,1] of `mask` scaled, rotated, sheared and moved by up to `reach` of its free room."""
+    angle, shear = np.deg2rad(rng.uniform(-20, 20)), rng.uniform(-0.25, 0.25)
+    stretch = np.exp(rng.uniform(-0.12, 0.12))
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    forward = rotation @ np.array([[1, shear], [0, 1]]) @ np.diag([scale * stretch, scale / stretch])
+    size = np.array(mask.size)
+    extent = np.abs(forward) @ size
+    centre = SIZE / 2 + rng.uniform(-reach, reach, 2) * np.maximum(SIZE - extent, 4) / 2
+    backward = np.linalg.inv(forward)  # PIL asks for the map from the output to the input
+    offset = size / 2 - backward @ centre
+    coefficients = (*backward[0], offset[0], *backward[1], offset[1])
+    placed = mask.transform((SIZE, SIZE), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
+    return np.asarray(placed, dtype=np.float32) / 255
+
+
+def _colour(rng: np.random.Generator, luminance: float) -> np.ndarray:
+    """Random colour (3,) of the given luminance."""
+    chroma = rng.uniform(-0.3, 0.3, 3).astype(np.float32)
+    return luminance + chroma - chroma @ _LUMINANCE
+
+
+def _texture(rng: np.random.Generator, colour: np.ndarray, strength: float) -> np.ndarray:
+    """Smooth random texture (64,64,3) around a colour; `strength` is its amplitude."""
+    rows, columns = rng.integers(2, 17, 2)  # unequal counts give stripes
+    coarse = Image.fromarray(rng.uniform(-strength, strength, (rows, columns)).astype(np.float32))
+    fine = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    tint = rng.uniform(0.4, 1.0, 3).astype(np.float32)
+    return colour + fine[..., None] * tint
+
+
+def _clutter(rng: np.random.Generator) -> np.ndarray:
+    """Coverage (64,64) in [0,1] of some lines, ellipses and a small stray character."""
+    canvas = Image.new("L", (SIZE, SIZE))
+    pen = ImageDraw.Draw(canvas)
+    for _ in range(rng.integers(1, 4)):
+        (x0, x1), (y0, y1) = np.sort(rng.uniform(-8, SIZE + 8, (2, 2)), axis=1)
+        width = int(rng.integers(1, 4))
+        if rng.random() < 0.5:
+            pen.line((x0, y0, x1, y1) if rng.random() < 0.5 else (x0, y1, x1, y0), fill=255, width=width)
+        else:
+            pen.ellipse((x0, y0, x1, y1), outline=255, width=width)
+    stray = glyph(CLASSES[rng.integers(len(CLASSES))], FONTS[rng.integers(len(FONTS))])
+    stray = _placed(rng, stray, rng.uniform(0.2, 0.35), reach=1.0)
+    return np.maximum(np.asarray(canvas, dtype=np.float32) / 255, stray)
+
+
+def _cover(rng: np.random.Generator) -> np.ndarray:
+    """Coverage (64,64) in {0,1} of one bar, 4 to 11 pixels wide, that passes near the centre."""
+    canvas = Image.new("L", (SIZE, SIZE))
+    angle, (x, y) = rng.uniform(0, np.pi), SIZE / 2 + rng.uniform(-18, 18, 2)
+    dx, dy = 2 * SIZE * np.cos(angle), 2 * SIZE * np.sin(angle)
+    ImageDraw.Draw(canvas).line((x - dx, y - dy, x + dx, y + dy), fill=1, width=int(rng.integers(4, 12)))
+    return np.asarray(canvas, dtype=np.float32)
+
+
+def draw(split: str, index: int) -> np.ndarray:
+    """Picture (64,64,3) uint8 of the character with class `label(split, index)`."""
+    rng = _generator(1, split, index)
+
+    contrast = rng.uniform(0.32, 0.8)  # difference in luminance of ink and ground
+    dark = rng.uniform(0, 1 - contrast)
+    ground, ink = rng.permutation((dark, dark + contrast))
+    between = ground + 0.5 * (ink - ground)  # clutter never stands out as much as the character
+
+    background = _texture(rng, _colour(rng, ground), rng.uniform(0, 0.25))
+    foreground = _texture(rng, _colour(rng, ink), rng.uniform(0, 0.2))
+    clutter = _clutter(rng)[..., None]
+    picture = background + clutter * (_colour(rng, between) - background)
+
+    face = FONTS[rng.integers(len(FONTS))]
+    character = glyph(CLASSES[label(split, index)], face)
+    coverage = _placed(rng, character, rng.uniform(31, 58) / _EM, reach=0.8)[..., None]
+    picture = picture + coverage * (foreground - picture)
+
+    if rng.random() < 0.6:
+        cover = _cover(rng)[..., None]
+        picture = picture + cover * (_texture(rng, _colour(rng, ground), 0.2) - picture)
+
+    pixels = Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8))
+    blurred = pixels.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.3)))
+    noise = rng.standard_normal((SIZE, SIZE, 3), dtype=np.float32) * rng.uniform(0, 0.09) * 255
+    return (np.asarray(blurred) + noise).clip(0, 255).astype(np.uint8)

@@ -1,0 +1,116 @@
+"""ImageNet in its usual layout, train/<wnid>/ and val/<wnid>/, whole or any subset of it; and Imagenette.
+
+A class is known by its WordNet id, so subsets keep the indices of the 1,000-class networks.
+"""
+
+import urllib.error
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from bitsplit.data.pictures import (
+    PictureBatches,
+    PictureFiles,
+    Preprocessing,
+    calibration_order,
+    check_calibration,
+    picture_paths,
+)
+from bitsplit.errors import InputError
+from bitsplit.vision import torchvision
+
+WNIDS = Path(__file__).with_name("imagenet_wnids.txt").read_text().split()
+CLASS_INDEX = {wnid: index for index, wnid in enumerate(WNIDS)}
+FULL_VALIDATION = 50_000
+
+
+@dataclass(frozen=True)
+class ImageNet:
+    """`root` holds train/ and val/. `resize` is the shorter side before the validation crop; null keeps pictures as
+    they are, for copies that are prescaled. Calibration takes random-resized crops of training pictures."""
+
+    root: str | None = None
+    resize: int | None = 256
+
+    domain = "imagenet"
+
+    @property
+    def name(self) -> str:
+        count = len(self._validation[0])
+        return "imagenet" if count == FULL_VALIDATION else f"imagenet_{count}"
+
+    @property
+    def title(self) -> str:
+        return f"ImageNet validation, {len(self._validation[0]):,} pictures"
+
+    def calibration(self, preprocessing: Preprocessing, batch_size: int, batches: int, seed: int) -> PictureBatches:
+        paths, labels = self._train
+        check_calibration(len(paths), batch_size)
+        order = calibration_order(len(paths), batch_size * batches, seed)
+        files = PictureFiles(
+            [paths[i] for i in order], [labels[i] for i in order], preprocessing.augmentation(), seed
+        )
+        return PictureBatches(files, batch_size, drop_last=True)
+
+    def validation(self, preprocessing: Preprocessing, batch_size: int) -> PictureBatches:
+        return PictureBatches(PictureFiles(*self._validation, preprocessing.evaluation(self.resize)), batch_size)
+
+    @cached_property
+    def _train(self) -> tuple[list[Path], list[int]]:
+        return self._split("train")
+
+    @cached_property
+    def _validation(self) -> tuple[list[Path], list[int]]:
+        return self._split("val")
+
+    def _split(self, split: str) -> tuple[list[Path], list[int]]:
+        folder = self._root() / split
+        if not folder.is_dir():
+            raise InputError(f"{folder} is missing; an ImageNet folder holds train/<wnid>/ and val/<wnid>/")
+        paths = [path for path in picture_paths(folder) if path.parent.name in CLASS_INDEX]
+        if not paths:
+            raise InputError(
+                f"{folder} has no class folders named by WordNet id (n01440764, …); sort its pictures into them first"
+            )
+        return paths, [CLASS_INDEX[path.parent.name] for path in paths]
+
+    def _root(self) -> Path:
+        if not self.root:
+            raise InputError("give the ImageNet folder with data.root=PATH or the variable IMAGENET_ROOT")
+        if not Path(self.root).is_dir():
+            raise InputError(f"data.root={self.root} is not a folder")
+        return Path(self.root)
+
+
+@dataclass(frozen=True)
+class Imagenette(ImageNet):
+    """Ten easy ImageNet classes (13,394 pictures, 320 px), downloaded on first use into `root`; evaluated with the
+    1,000-class networks on the classes' own ImageNet indices."""
+
+    name = "imagenette"
+
+    @property
+    def title(self) -> str:
+        return f"Imagenette validation, {len(self._validation[0]):,} pictures"
+
+    def _root(self) -> Path:
+        if not self.root:
+            raise InputError("give a folder for Imagenette with data.root=PATH")
+        folder = Path(self.root) / "imagenette2-320"
+        if not folder.is_dir():
+            try:
+                torchvision.datasets.Imagenette(self.root, split="val", size="320px", download=True)
+            except (urllib.error.URLError, OSError, RuntimeError) as error:
+                raise InputError(
+                    f"Imagenette could not be downloaded ({error}); put imagenette2-320.tgz into {self.root} "
+                    "and unpack it there"
+                ) from error
+        return folder
+
+
+def automatic(root: str | None = None, resize: int | None = 256) -> Iterable:
+    """ImageNet where a root is given, else the embedded glyphs."""
+    from bitsplit.data.glyphs import Glyphs
+
+    return ImageNet(root, resize) if root else Glyphs()

@@ -1,0 +1,124 @@
+"""Picture files on disk: decoding, the usual transforms, and damaged files named and counted, never a crash mid-run."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bitsplit.errors import InputError
+from bitsplit.vision import torchvision  # noqa: F401  (before torchvision.transforms)
+from torchvision.transforms import v2
+
+EXTENSIONS = frozenset(".jpg .jpeg .png .webp .bmp .ppm .tif .tiff".split())
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of a picture: mean and std per channel on the 0..1 scale, and sizes in pixels."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop: int = 224
+    interpolation: str = "bilinear"
+
+    def evaluation(self, resize: int | None) -> Callable[[Image.Image], Tensor]:
+        """Shorter side to `resize` (as it is where None), centre crop, normalised."""
+        shrink = [v2.Resize(resize, v2.InterpolationMode(self.interpolation))] if resize else []
+        return v2.Compose([*shrink, v2.CenterCrop(self.crop), *self._to_tensor()])
+
+    def augmentation(self) -> Callable[[Image.Image], Tensor]:
+        """Random-resized crop and flip, as in training; the authors calibrate on such crops."""
+        crop = v2.RandomResizedCrop(self.crop, interpolation=v2.InterpolationMode(self.interpolation))
+        return v2.Compose([crop, v2.RandomHorizontalFlip(), *self._to_tensor()])
+
+    def _to_tensor(self) -> list[Callable]:
+        return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
+
+
+class PictureFiles(Dataset):
+    """Pictures and their labels. A file that cannot be decoded gives its path in the place of the picture.
+
+    Random transforms draw from a stream fixed by (seed, index), whatever process loads the picture.
+    """
+
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int], transform: Callable, seed: int = 0):
+        self._paths, self._labels, self._transform, self._seed = paths, labels, transform, seed
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
+        path = self._paths[index]
+        try:
+            with Image.open(path) as file:
+                picture = file.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return None, -1, str(path)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self._seed << 32) + index)
+            return self._transform(picture), self._labels[index], ""
+
+
+class PictureBatches:
+    """Batches (images (N, 3, H, W), labels (N,)) of picture files, in a fixed order, as often as asked for.
+
+    `skipped` holds the damaged files met so far; each is named on stderr once.
+    """
+
+    def __init__(self, files: PictureFiles, batch_size: int, drop_last: bool = False):
+        self.skipped: set[str] = set()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self._loader = DataLoader(
+            files, batch_size, num_workers=min(cores, 8), drop_last=drop_last, collate_fn=_readable_only
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels, damaged in self._loader:
+            for path in sorted(set(damaged) - self.skipped):
+                print(f"warning: skipped {path}: not a readable picture", file=sys.stderr)
+            self.skipped.update(damaged)
+            if len(labels):
+                yield images, labels
+
+
+def _readable_only(samples: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor, Tensor, list[str]]:
+    readable = [(picture, label) for picture, label, _ in samples if picture is not None]
+    damaged = [path for _, _, path in samples if path]
+    if not readable:
+        return torch.empty(0), torch.empty(0, dtype=torch.int64), damaged
+    images, labels = zip(*readable, strict=True)
+    return torch.stack(images), torch.tensor(labels), damaged
+
+
+def picture_paths(folder: Path) -> list[Path]:
+    """All picture files under `folder`, sorted; InputError when it is no folder or holds none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the pictures' folder with data.root=PATH")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not paths:
+        raise InputError(f"{folder} holds no pictures ({', '.join(sorted(EXTENSIONS))})")
+    return paths
+
+
+def calibration_order(count: int, wanted: int, seed: int) -> list[int]:
+    """Indices of the `wanted` calibration pictures among `count`, a random sample without repetition."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:wanted].tolist()
+
+
+def check_calibration(count: int, batch_size: int) -> None:
+    """InputError when the pictures do not fill one calibration batch."""
+    if count < batch_size:
+        raise InputError(
+            f"calibration needs at least one batch of {batch_size} pictures and there are {count}; "
+            "add pictures or lower calibration.batch_size"
+        )

@@ -1,0 +1,8 @@
+"""The one exception for input that the user can put right."""
+
+
+class InputError(ValueError):
+    """Wrong bit-width, path, name, file or network: its message is one line that says what to do.
+
+    The command line prints it and exits with code 2; from Python it is an ordinary `ValueError`.
+    """

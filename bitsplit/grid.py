@@ -1,0 +1,62 @@
+"""The uniform, zero-preserving quantization grid and the two ways to choose its scale without an output objective."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MAX_ALTERNATIONS = 1000  # a guard only: fixed points come after tens of steps
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Integers of `bits` bits; a value is `scale * code`.
+
+    Signed grids are symmetric, -(2^(bits-1)-1) .. 2^(bits-1)-1; unsigned ones, for inputs that no negative value
+    reaches, are 0 .. 2^bits-1. Rounding is half to even.
+    """
+
+    bits: int
+    signed: bool = True
+
+    @property
+    def high(self) -> int:
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    @property
+    def low(self) -> int:
+        return -self.high if self.signed else 0
+
+    def quantize(self, values: Tensor, scale: Tensor) -> Tensor:
+        """Codes of `values`, in the dtype of `values`; `scale` broadcasts against them."""
+        return torch.round(values / scale).clamp_(self.low, self.high)
+
+    def scale_by_max(self, values: Tensor) -> Tensor:
+        """Scale (...) of values (..., n) that puts the largest magnitude on the last code.
+
+        TF-Lite's choice (Krishnamoorthi 2018). Rows without any value that the grid could represent but zero get scale 1.
+        """
+        if values.shape[-1] == 0:
+            return values.new_ones(values.shape[:-1])
+        scale = (values.abs() if self.signed else values).amax(dim=-1).clamp_min(0) / self.high
+        return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+    def scale_by_alternation(self, values: Tensor) -> Tensor:
+        """Scale (...) of values (..., n): a local minimiser of the squared error, row by row.
+
+        Alternates codes = quantize(x / scale) and scale = xᵀcodes / codesᵀcodes, from `scale_by_max`, until every
+        row's scale is one of its last five (the alternation can cycle in the last digit). This is the paper's weight
+        initialisation `fwa` and its activation calibration.
+        """
+        scale = self.scale_by_max(values)
+        recent = deque([scale], maxlen=5)
+        for _ in range(_MAX_ALTERNATIONS):
+            codes = self.quantize(values, scale.unsqueeze(-1))
+            power = codes.square().sum(dim=-1)
+            fitted = (values * codes).sum(dim=-1) / power.clamp_min(1)
+            scale = torch.where(power > 0, fitted, scale)
+            if torch.stack([scale == earlier for earlier in recent]).any(dim=0).all():
+                break
+            recent.append(scale)
+        return scale

@@ -1,0 +1,146 @@
+"""Quantized layers put in place in any network, and the batch-norm statistics that go with them."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from bitsplit.grid import Grid
+
+
+class InputQuantizer(nn.Module):
+    """Rounds a layer's input to `grid`, with one scale for the whole tensor."""
+
+    def __init__(self, grid: Grid, scale: Tensor):
+        super().__init__()
+        self.grid = grid
+        self.register_buffer("scale", scale.detach().float().reshape(()))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32, device=scale.device), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.grid.low, self.grid.high)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.grid.bits}, signed={self.grid.signed}, scale={self.scale.item():.4g}"
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution or linear layer with integer weights, a quantized input, or both.
+
+    `layer` is the original module with its weight parameter replaced by the dequantized weight, so that its own forward,
+    whatever it does, runs unchanged. codes int8 has the weight's shape, scale (out_channels,) the weight's dtype; both
+    are None where the weights stay in floating point, as `input_quantizer` is where the input does. Other attributes
+    are those of `layer`.
+    """
+
+    def __init__(self, layer: nn.Module, codes: Tensor | None = None, scale: Tensor | None = None):
+        super().__init__()
+        if codes is not None:
+            weight = layer.weight
+            codes = codes.to(torch.int8).reshape(weight.shape)
+            scale = scale.detach().reshape(-1).to(weight.dtype)
+            del layer.weight
+            layer.register_buffer("weight", _dequantize(codes, scale), persistent=False)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.layer = layer
+        self.input_quantizer: InputQuantizer | None = None
+
+    def forward(self, x: Tensor, *args, **kwargs):
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        return self.layer(x, *args, **kwargs)
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+def _dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    return codes.to(scale.dtype) * scale.reshape(-1, *[1] * (codes.dim() - 1))
+
+
+def replace_module(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Puts `new` wherever `old` stands in the network, in every parent that holds it."""
+    for parent in list(network.modules()):
+        for name, child in parent._modules.items():
+            if child is old and parent is not new:
+                parent._modules[name] = new
+
+
+def batch_norms(network: nn.Module) -> dict[str, _BatchNorm]:
+    """Batch-norm layers that keep running statistics, by name."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and module.running_mean is not None
+    }
+
+
+@torch.no_grad()
+def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], total: int, momentum: float | None) -> None:
+    """Runs `batches` through the network with only its batch-norm layers in train mode (METHODS, section 4).
+
+    Running statistics move by `momentum` a batch, or become the plain average over all batches where it is None.
+    No labels, no gradients; every layer's mode and momentum are as before afterwards.
+    """
+    norms = batch_norms(network).values()
+    before = [(norm.training, norm.momentum) for norm in norms]
+    try:
+        for norm in norms:
+            norm.train()
+            norm.momentum = momentum
+            if momentum is None:
+                norm.reset_running_stats()
+        for images in tqdm(batches, "batch-norm", total=total, disable=None, leave=False):
+            network(images)
+    finally:
+        for norm, (training, old_momentum) in zip(norms, before, strict=True):
+            norm.train(training)
+            norm.momentum = old_momentum
+
+
+BatchNormStatistics = dict[str, tuple[Tensor, Tensor]]
+
+
+def measure_batch_norm(network: nn.Module, batches: Iterable[Tensor], total: int) -> BatchNormStatistics:
+    """Mean and variance (each (C,)) of every batch-norm layer's input, averaged over `batches`; restores its own."""
+    own = batch_norm_statistics(network)
+    reestimate_batch_norm(network, batches, total, momentum=None)
+    measured = batch_norm_statistics(network)
+    set_batch_norm(network, own)
+    return measured
+
+
+def batch_norm_statistics(network: nn.Module) -> BatchNormStatistics:
+    """The running statistics of the network's batch-norm layers, copied."""
+    return {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in batch_norms(network).items()}
+
+
+def set_batch_norm(network: nn.Module, statistics: BatchNormStatistics) -> None:
+    """Makes `statistics` the running statistics of the network's batch-norm layers."""
+    for name, norm in batch_norms(network).items():
+        mean, variance = statistics[name]
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+
+def shifted_batch_norm(
+    trained: BatchNormStatistics, floating_point: BatchNormStatistics, quantized: BatchNormStatistics
+) -> BatchNormStatistics:
+    """The trained statistics moved by what quantization changes on the same pictures.
+
+    Means move by the difference, variances by the ratio, which keeps them positive. Pictures that differ from the
+    training set's (few, or compressed again) so cannot pull the statistics away by themselves.
+    """
+    return {
+        name: (
+            mean + quantized[name][0] - floating_point[name][0],
+            variance * (quantized[name][1] + 1e-12) / (floating_point[name][1] + 1e-12),
+        )
+        for name, (mean, variance) in trained.items()
+    }

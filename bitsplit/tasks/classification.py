@@ -1,0 +1,76 @@
+"""Classification: a network, its data, and what its predictions are worth."""
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from bitsplit.errors import InputError
+from bitsplit.models import Network
+
+EVALUATION_BATCH = 128
+
+
+class Classification:
+    """One network on one data set. A label below 0 means "unlabelled": such pictures have no accuracy.
+
+    `data` offers name, title, domain, calibration(preprocessing, batch_size, batches, seed) and
+    validation(preprocessing, batch_size); `source` is a model of `bitsplit.models`.
+    """
+
+    def __init__(self, source, data, device: torch.device):
+        self.data, self.device = data, device
+        self.title: str = data.title  # a folder that is missing or empty is found before any weights are loaded
+        self.network: Network = source.load(data.domain)
+        self.network.module.to(device)
+
+    def calibration(self, batch_size: int, batches: int, seed: int) -> Iterable:
+        """Up to `batches` full batches of calibration pictures, the same ones each time they are iterated."""
+        return self.data.calibration(self.network.preprocessing, batch_size, batches, seed)
+
+    @cached_property
+    def floating_point(self) -> tuple[Tensor, dict]:
+        """Logits (n, classes) of the floating-point network on the validation pictures, and its metrics."""
+        logits, labels, skipped = self._predict(self.network.module, "floating point")
+        return logits, metrics(logits, labels, logits, skipped)
+
+    def evaluate(self, module: nn.Module, what: str = "evaluation") -> dict:
+        """Metrics of `module` on the validation pictures, also against the floating-point network."""
+        logits, labels, skipped = self._predict(module, what)
+        return metrics(logits, labels, self.floating_point[0], skipped)
+
+    @torch.inference_mode()
+    def _predict(self, module: nn.Module, what: str) -> tuple[Tensor, Tensor, int]:
+        batches = self.data.validation(self.network.preprocessing, EVALUATION_BATCH)
+        logits, labels = [], []
+        for images, batch_labels in tqdm(batches, what, disable=None, leave=False):
+            logits.append(module(images.to(self.device)).float().cpu())
+            labels.append(batch_labels)
+        if not logits:
+            raise InputError("none of the validation pictures can be read")
+        logits = torch.cat(logits)
+        if not logits.isfinite().all():
+            raise InputError(f"the {what} network's output holds NaN or infinity on the validation pictures")
+        return logits, torch.cat(labels), len(getattr(batches, "skipped", ()))
+
+
+def metrics(logits: Tensor, labels: Tensor, reference: Tensor, skipped: int) -> dict:
+    """Percentages top1 and top5 (None without labels), agreement of the top-1 class with the reference network's, the
+    logits' signal-to-noise ratio in dB against the reference (None where they are equal), and counts of pictures."""
+    top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = (top5 == labels.unsqueeze(1)).double()
+    labelled = bool((labels >= 0).all())
+    noise = functional.mse_loss(logits.double(), reference.double())
+    return {
+        "top1": round(100 * hits[:, 0].mean().item(), 4) if labelled else None,
+        "top5": round(100 * hits.any(dim=1).double().mean().item(), 4) if labelled else None,
+        "agreement": round(100 * (top5[:, 0] == reference.argmax(dim=1)).double().mean().item(), 4),
+        "logits_snr_db": round(10 * torch.log10(reference.double().square().mean() / noise).item(), 3)
+        if noise > 0
+        else None,
+        "images": len(labels),
+        "skipped": skipped,
+    }
