@@ -2,7 +2,7 @@
 
 Command:  python experiments/train_glyphs.py
 Data:     none to download, 40,000 pictures are drawn on first use
-Expected: 85% top-1 after 4 minutes on 2 CPU cores
+Expected: 84% top-1 and 96% top-5 after 8 minutes on one CPU core
 Writes:   bitsplit/weights/resnet18_glyphs.safetensors, results/glyphs/training/resnet18.{csv,json}
 """
 
@@ -106,7 +106,8 @@ def main() -> None:
     network.load_state_dict(halved)  # copies into the single-precision parameters: the round trip
     top1, top5 = accuracy(network, *data["val"])
     facts = {"top1": top1, "top5": top5, "seed": arguments.seed, "epochs": arguments.epochs, "count": arguments.count}
-    save_file(halved, weights_file, metadata={name: str(value) for name, value in facts.items()})
+    # One entry, because safetensors writes several in random order, and the same training must give the same file.
+    save_file(halved, weights_file, metadata={"training": json.dumps(facts)})
     with (log_folder / "resnet18.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

