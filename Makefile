@@ -8,7 +8,7 @@ FORCE ?=
 SETUP := $(VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lite demo test lint format table4 tables results-glyphs results-imagenet lock clean
+.PHONY: help setup setup-lite demo test lint format table4 tables results-glyphs results-lite lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -53,13 +53,18 @@ tables: setup  ## Write all tables from the records; runs nothing
 results-glyphs: setup  ## Fill the bit-width sweeps on glyphs (W8..W3 alone, and W=A)
 	$(RUN) run.py -m experiment=weights data=glyphs $(if $(FORCE),force=true)
 	$(RUN) run.py -m experiment=both data=glyphs $(if $(FORCE),force=true)
+	$(RUN) -m bitsplit.report runs glyphs
 
 results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet pictures (ROOT=folder)
-	$(RUN) run.py -m experiment=lite0 data.root=$(ROOT) $(if $(FORCE),force=true)
+	$(RUN) run.py -m experiment=lite0 data.root=$(ROOT) wbits=8 abits=8 $(if $(FORCE),force=true)
+	$(RUN) run.py -m experiment=lite0 data.root=$(ROOT) wbits=4 abits=32,8,4 $(if $(FORCE),force=true)
+	$(RUN) -m bitsplit.report runs imagenet
 
-lock: setup  ## Resolve requirements.lock anew from pyproject.toml
-	$(RUN) -m pip install --quiet uv
-	$(VENV)/bin/uv pip compile pyproject.toml --extra dev --universal --no-annotate --no-emit-index-url --output-file requirements.lock
+lock:  ## Resolve requirements.lock anew from pyproject.toml (torch and torchvision stay pinned below)
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --upgrade-strategy eager 'torch==2.13.0' 'torchvision==0.28.0' 'numpy<2.3' 'setuptools' '.[dev]'
+	build/lock/bin/python -m pip freeze --all --exclude bitsplit --exclude pip \
+		| sed -E 's/\+cpu$$//; /^(nvidia-|triton|cuda-)/d' > requirements.lock
 
 clean:  ## Remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,7 +1,7 @@
 """bitsplit: 3- to 8-bit convolutional networks without labels and without back-propagation.
 
-    qmodel = bitsplit.quantize(model, loader, wbits=4, abits=4)
-    solution = bitsplit.solve(gram, cross, bits=4)
+qmodel = bitsplit.quantize(model, loader, wbits=4, abits=4)
+solution = bitsplit.solve(gram, cross, bits=4)
 """
 
 from importlib import import_module as _import_module

@@ -65,8 +65,9 @@ class LayerCall:
         rows, columns = index[0].unsqueeze(-1), index[1].unsqueeze(-2)
         patch = x[image[:, None, None], :, rows, columns]  # (count, kh, kw, C)
         patch = patch * (inside[0].unsqueeze(-1) & inside[1].unsqueeze(-2)).unsqueeze(-1)
-        patch = patch.permute(3, 0, 1, 2).reshape(self.groups, -1, len(position), kernel[0] * kernel[1])
-        return patch.transpose(1, 2).reshape(self.groups, len(position), -1)
+        # Contiguous, or the batched Gram product of a depthwise layer falls back to one small product a channel.
+        patch = patch.reshape(len(position), kernel[0] * kernel[1], self.groups, -1)
+        return patch.permute(2, 0, 3, 1).reshape(self.groups, len(position), -1).contiguous()
 
     def channel_vectors(self, count: int, generator: torch.Generator) -> Tensor:
         """Input values at up to `count` random positions, (count, C)."""

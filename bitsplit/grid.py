@@ -30,12 +30,12 @@ class Grid:
 
     def quantize(self, values: Tensor, scale: Tensor) -> Tensor:
         """Codes of `values`, in the dtype of `values`; `scale` broadcasts against them."""
-        return torch.round(values / scale).clamp_(self.low, self.high)
+        return (values / scale).round_().clamp_(self.low, self.high)
 
     def scale_by_max(self, values: Tensor) -> Tensor:
         """Scale (...) of values (..., n) that puts the largest magnitude on the last code.
 
-        TF-Lite's choice (Krishnamoorthi 2018). Rows without any value that the grid could represent but zero get scale 1.
+        TF-Lite's choice (Krishnamoorthi 2018). Rows with nothing to scale get 1.
         """
         if values.shape[-1] == 0:
             return values.new_ones(values.shape[:-1])

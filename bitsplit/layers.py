@@ -17,10 +17,10 @@ class InputQuantizer(nn.Module):
         super().__init__()
         self.grid = grid
         self.register_buffer("scale", scale.detach().float().reshape(()))
-        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32, device=scale.device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.grid.low, self.grid.high)
+        # In-place passes: on a CPU faster than torch's fused operator, which also writes a gradient mask.
+        return self.grid.quantize(x, self.scale).mul_(self.scale)
 
     def extra_repr(self) -> str:
         return f"bits={self.grid.bits}, signed={self.grid.signed}, scale={self.scale.item():.4g}"
@@ -29,7 +29,7 @@ class InputQuantizer(nn.Module):
 class QuantizedLayer(nn.Module):
     """A convolution or linear layer with integer weights, a quantized input, or both.
 
-    `layer` is the original module with its weight parameter replaced by the dequantized weight, so that its own forward,
+    `layer` is the original module with the dequantized weight in the place of its parameter, so that its own forward,
     whatever it does, runs unchanged. codes int8 has the weight's shape, scale (out_channels,) the weight's dtype; both
     are None where the weights stay in floating point, as `input_quantizer` is where the input does. Other attributes
     are those of `layer`.

@@ -17,7 +17,7 @@ from bitsplit.vision import torchvision
 
 SHIPPED = Path(__file__).with_name("weights")
 SHIPPED_SHA256 = {
-    "resnet18_glyphs.safetensors": "",
+    "resnet18_glyphs.safetensors": "f966fe3b5d5c406feceacb1e4ca2779e79e0421011c747aaebc65bcf940ee970",
 }
 GLYPHS_PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), crop=64)
 GLYPHS_CLASSES = 100

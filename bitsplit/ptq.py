@@ -1,6 +1,6 @@
 """Post-training quantization of a whole network: the order of steps, and nothing but the order (METHODS, section 4).
 
-    statistics → weights → batch-norm → activation scales → batch-norm
+statistics → weights → batch-norm → activation scales → batch-norm
 """
 
 import copy
@@ -45,15 +45,15 @@ from bitsplit.stats import (
 
 
 class CalibrationBatches:
-    """Calibration images as often as they are needed, labels dropped, on the network's device.
+    """Calibration images as often as they are needed, labels dropped, where and how the network's weights lie.
 
     `source` yields batches (N, C, H, W) or (images, anything). A source that can be read only once, or whose length is
     unknown, is kept in memory.
     """
 
-    def __init__(self, source: Iterable, device: torch.device):
+    def __init__(self, source: Iterable, network: nn.Module):
         self._source = source if hasattr(source, "__len__") and iter(source) is not source else list(source)
-        self._device = device
+        self._device, self._layout = _placement(network)
         if len(self._source) == 0:
             raise InputError("calibration is empty: give at least one batch of images")
 
@@ -68,7 +68,7 @@ class CalibrationBatches:
                     "calibration must yield image batches or (images, anything) tuples; "
                     f"got an element of type {type(images).__name__}"
                 )
-            yield images.to(self._device)
+            yield images.to(self._device, memory_format=self._layout if images.dim() == 4 else torch.preserve_format)
 
 
 @dataclass
@@ -86,7 +86,7 @@ def statistics_of(network: nn.Module, calibration: Iterable, settings: Settings 
     seed only, so one pass can serve every method and bit-width (`quantize(..., statistics=...)`)."""
     settings = settings or Settings()
     network = _evaluation_copy(network)
-    return _collect(network, CalibrationBatches(calibration, _device(network)), settings)
+    return _collect(network, CalibrationBatches(calibration, network), settings)
 
 
 def quantize(
@@ -107,9 +107,9 @@ def quantize(
         rows = [_report_row(name, tuple(layer.weight.shape)) for name, layer in weighted_layers(network).items()]
         network.report = pandas.DataFrame(rows)
         return network
-    batches = CalibrationBatches(calibration, _device(network))
-    with _timed(seconds, "statistics"):
-        statistics = statistics or _collect(network, batches, settings)
+    batches = CalibrationBatches(calibration, network)
+    statistics = statistics or _collect(network, batches, settings)
+    seconds["statistics"] = statistics.seconds
     if not statistics.layers:
         raise InputError("the network has no convolution or linear layer that the calibration pictures reach")
     plans = _plan(statistics, settings)
@@ -132,7 +132,7 @@ def quantize(
 def reestimated(network: nn.Module, calibration: Iterable, wanted: BatchNorm) -> nn.Module:
     """The floating-point network with the batch-norm re-estimation that `quantize` applies to the quantized one."""
     network = _evaluation_copy(network)
-    _BatchNormStep(network, CalibrationBatches(calibration, _device(network)), wanted).apply(network)
+    _BatchNormStep(network, CalibrationBatches(calibration, network), wanted).apply(network)
     return network
 
 
@@ -142,8 +142,12 @@ def _evaluation_copy(network: nn.Module) -> nn.Module:
     return nn.Sequential(network) if isinstance(network, (nn.Conv2d, nn.Linear)) else network
 
 
-def _device(network: nn.Module) -> torch.device:
-    return next(itertools.chain(network.parameters(), network.buffers()), torch.empty(0)).device
+def _placement(network: nn.Module) -> tuple[torch.device, torch.memory_format]:
+    """The device and the memory layout of the network's weights, which its input should have too."""
+    weights = [*network.parameters(), *network.buffers()]
+    channels_last = any(w.dim() == 4 and not w.is_contiguous() for w in weights)
+    device = weights[0].device if weights else torch.device("cpu")
+    return device, torch.channels_last if channels_last else torch.preserve_format
 
 
 def _collect(network: nn.Module, batches: CalibrationBatches, settings: Settings) -> Statistics:
@@ -210,9 +214,7 @@ def _quantize_inputs(
     wanted = {name: plan for name, plan in plans.items() if plan.abits != FLOAT_BITS}
     total = batches.count(settings.calibration.scale_batches)
     layers = {name: network.get_submodule(name).layer for name in wanted}
-    samples = collect_samples(
-        network, layers, batches.first(total), total, settings.calibration.samples, settings.seed
-    )
+    samples = collect_samples(network, layers, batches.first(total), total, settings.calibration.samples, settings.seed)
     sharing: dict[tuple[str, int], list[str]] = {}
     for name, plan in wanted.items():
         sharing.setdefault((statistics.layers[name].source, plan.abits), []).append(name)

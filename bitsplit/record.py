@@ -75,9 +75,14 @@ def read(path: Path) -> dict | None:
 
 
 def write(path: Path, record: dict) -> None:
-    """Validates the record and puts it at `path` in one step. Raises jsonschema.ValidationError, and then writes nothing."""
+    """Validates the record and puts it at `path` in one step. Raises jsonschema.ValidationError and then writes
+    nothing."""
     jsonschema.validate(record, SCHEMA)
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Puts `text` at `path` whole or not at all, whatever happens in between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     try:

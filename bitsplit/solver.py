@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitsplit import kernels
 from bitsplit.errors import InputError
 from bitsplit.grid import Grid
 
@@ -27,7 +28,7 @@ _BLOCK = 64  # columns between two updates of the whole residual
 
 @dataclass(frozen=True)
 class Solution:
-    """Codes int8 (G, M, N), scale float32 (G, M), objective float64 (G, M): −2α qᵀc + α² qᵀA q, the energy left out."""
+    """Codes int8 (G, M, N), scale float32 (G, M), and objective float64 (G, M): −2α qᵀc + α² qᵀA q, energy left out."""
 
     codes: Tensor
     scale: Tensor
@@ -36,7 +37,7 @@ class Solution:
 
 
 def split(codes: Tensor, bits: int) -> Tensor:
-    """Ternary planes (bits−1, ...) of integer codes: the binary digits of |q|, each with the sign of q (section 3.1)."""
+    """Ternary planes (bits−1, ...) of integer codes: the binary digits of |q|, each with the sign of q."""
     magnitude, sign = codes.abs().to(torch.int16), codes.sign().to(torch.int8)
     return torch.stack([(magnitude >> m & 1).to(torch.int8) * sign for m in range(bits - 1)])
 
@@ -68,12 +69,28 @@ def sweep(planes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
 
     With d = (c − α A q)_n, the residual correlation of coordinate n, the free optimum moves q_n by d / (α A_nn); plane
     m can move it in steps of 2^(m−1) between its three values. No step raises f. Returns the new planes.
+    """
+    planes = planes.clone()
+    residual = cross - scale.unsqueeze(-1) * (stitch(planes).to(gram.dtype) @ gram)
+    if planes.device.type == "cpu":
+        groups = (-1, *cross.shape[-2:])
+        kernels.sweep(
+            planes.view(len(planes), *groups),
+            scale.reshape(groups[:2]).contiguous(),
+            gram.reshape(-1, *gram.shape[-2:]).contiguous(),
+            residual.view(groups),
+        )
+    else:
+        sweep_in_blocks(planes, scale, gram, residual)
+    return planes
+
+
+def sweep_in_blocks(planes: Tensor, scale: Tensor, gram: Tensor, residual: Tensor) -> None:
+    """`sweep` in plain torch operations, in place on planes and residual.
 
     The residual is kept up to date in blocks of columns: inside a block by rank-1 updates with the block's part of A,
     after it by one matrix product for all columns.
     """
-    planes = planes.clone()
-    residual = cross - scale.unsqueeze(-1) * (stitch(planes).to(gram.dtype) @ gram)
     curvature = scale.unsqueeze(-1) * gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)  # α A_nn, (G, M, N)
     movable = curvature != 0
     inverse_curvature = torch.where(movable, 1 / torch.where(movable, curvature, 1), 0)
@@ -92,7 +109,6 @@ def sweep(planes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
             planes[m][..., columns] = after.to(torch.int8)
             change = 2**m * scale.unsqueeze(-1) * (after - before)
             residual -= change @ gram[..., columns, :]
-    return planes
 
 
 def _descend_block(plane: Tensor, residual: Tensor, step: Tensor, unit: Tensor, gram: Tensor) -> Tensor:
@@ -130,7 +146,7 @@ def solve(
 
     Inputs that never carry a signal (A_nn = 0) get code 0; rows whose codes reach no output keep the start's scale.
 
-    Raises InputError for bits outside 2..8, an unknown algorithm, shapes that do not fit, or values that are not finite.
+    Raises InputError for bits outside 2..8, an unknown algorithm, shapes that do not fit, or values not finite.
 
     >>> gram = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
     >>> solution = solve(gram, torch.tensor([[0.7, -0.2]]) @ gram, bits=4)
@@ -146,12 +162,12 @@ def solve(
     alive = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2) > 0
     planes = split(grid.quantize(weight, scale.unsqueeze(-1)) * alive, bits)
     done = 0
-    for done in range(1, sweeps + 1):
+    while done < sweeps:
+        done += 1
         scale = optimal_scale(stitch(planes), gram, cross, fallback=scale)
-        improved = sweep(planes, scale, gram, cross)
-        if torch.equal(improved, planes):
+        previous, planes = planes, sweep(planes, scale, gram, cross)
+        if torch.equal(previous, planes):
             break
-        planes = improved
     codes = stitch(planes)
     scale = optimal_scale(codes, gram, cross, fallback=scale)
     # The grid is symmetric: a row whose best scale is negative is the same row with its codes mirrored.
@@ -165,7 +181,9 @@ def _check(gram: Tensor, cross: Tensor, bits: int, weight: Tensor | None, algori
     if algorithm not in ALGORITHMS:
         raise InputError(f"algorithm must be one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
     if gram.shape[-1] != gram.shape[-2] or cross.shape[-1] != gram.shape[-1] or gram.shape[:-2] != cross.shape[:-2]:
-        raise InputError(f"gram (..., N, N) and cross (..., M, N) do not fit: {tuple(gram.shape)}, {tuple(cross.shape)}")
+        raise InputError(
+            f"gram (..., N, N) and cross (..., M, N) do not fit: {tuple(gram.shape)}, {tuple(cross.shape)}"
+        )
     if weight is not None and weight.shape != cross.shape:
         raise InputError(f"weight must have the shape of cross, {tuple(cross.shape)}; got {tuple(weight.shape)}")
     if not (gram.isfinite().all() and cross.isfinite().all()):

@@ -1,6 +1,7 @@
-"""What every layer's inputs look like: one pass over the calibration images serves all layers.
-"""
+"""What every layer's inputs look like: one pass over the calibration images serves all layers."""
 
+import math
+import time
 import weakref
 import zlib
 from collections.abc import Iterable
@@ -12,6 +13,8 @@ from tqdm import tqdm
 
 from bitsplit.capture import LayerCall, LayerCalls
 from bitsplit.errors import InputError
+
+_PIECE_PIXELS = 2**20
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,11 @@ class LayerRecord:
 
 @dataclass
 class Statistics:
-    """Layers in the order of their first call, and the weights left out with the reason."""
+    """Layers in the order of their first call, the weights left out with the reason, and what the pass took."""
 
     layers: dict[str, LayerRecord] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def weighted_layers(network: nn.Module) -> dict[str, nn.Module]:
@@ -102,8 +106,10 @@ def collect_statistics(network: nn.Module, batches: Iterable[Tensor], total: int
     About `patches` random patches per layer in all, the same number from each batch. The network must be in eval mode.
     Raises InputError when a layer or the output meets NaN or infinity.
     """
+    started = time.perf_counter()
     layers = weighted_layers(network)
     per_batch = -(-patches // total)
+    share = 1.0  # of a batch, in the forward that is running
     device = next(network.parameters()).device
     generators = {name: generator_for(name, seed, device) for name in layers}
     grams: dict[str, Tensor] = {}
@@ -115,7 +121,7 @@ def collect_statistics(network: nn.Module, batches: Iterable[Tensor], total: int
         low, high = _finite_range(name, call.input)
         lows[name] = min(low, lows.get(name, low))
         sources.see(name, call.input)
-        x = call.patches(per_batch, generators[name])
+        x = call.patches(math.ceil(per_batch * share), generators[name])
         seen, new = counts.get(name, 0), x.shape[1]
         if name not in grams:
             grams[name] = x.new_zeros(x.shape[0], x.shape[2], x.shape[2])
@@ -124,10 +130,12 @@ def collect_statistics(network: nn.Module, batches: Iterable[Tensor], total: int
         counts[name] = seen + new
 
     with LayerCalls(network, layers, visit) as calls:
-        for images in tqdm(batches, "calibration", total=total, disable=None, leave=False):
-            output = network(images)
-            if isinstance(output, Tensor) and not output.isfinite().all():
-                raise InputError("the network's output holds NaN or infinity on the calibration pictures")
+        for batch in tqdm(batches, "calibration", total=total, disable=None, leave=False):
+            for images in _pieces(batch):
+                share = len(images) / len(batch)
+                output = network(images)
+                if isinstance(output, Tensor) and not output.isfinite().all():
+                    raise InputError("the network's output holds NaN or infinity on the calibration pictures")
 
     statistics = Statistics(skipped=dict(calls.skipped))
     for name in grams:
@@ -139,6 +147,7 @@ def collect_statistics(network: nn.Module, batches: Iterable[Tensor], total: int
         key = f"{name}.weight"
         if name not in grams and key not in statistics.skipped:
             statistics.skipped[key] = "never used as it is: not called, or computed anew in the forward"
+    statistics.seconds = time.perf_counter() - started
     return statistics
 
 
@@ -151,17 +160,21 @@ def collect_samples(
     generators = {name: generator_for(f"{name}/input", seed, device) for name in layers}
     values: dict[str, list[Tensor]] = {name: [] for name in layers}
     ranges: dict[str, tuple[float, float]] = {}
+    share = 1.0
 
     def visit(name: str, call: LayerCall) -> None:
         low, high = _finite_range(name, call.input)
         earlier = ranges.get(name, (low, high))
         ranges[name] = (min(low, earlier[0]), max(high, earlier[1]))
         channels = call.input.shape[-1 if call.geometry is None else -3]
-        values[name].append(call.channel_vectors(-(-samples // (total * channels)), generators[name]))
+        count = math.ceil(samples * share / (total * channels))
+        values[name].append(call.channel_vectors(count, generators[name]))
 
     with LayerCalls(network, layers, visit):
-        for images in tqdm(batches, "activation ranges", total=total, disable=None, leave=False):
-            network(images)
+        for batch in tqdm(batches, "activation ranges", total=total, disable=None, leave=False):
+            for images in _pieces(batch):
+                share = len(images) / len(batch)
+                network(images)
     return {name: InputSamples(torch.cat(parts), *ranges[name]) for name, parts in values.items() if parts}
 
 
@@ -185,10 +198,15 @@ class _SharedInputs:
         return self._source[name]
 
 
+def _pieces(batch: Tensor) -> tuple[Tensor, ...]:
+    """The batch, on a CPU cut into pieces whose feature maps stay in its cache: about twice as fast at 224×224."""
+    if batch.dim() != 4 or batch.device.type != "cpu":
+        return (batch,)
+    return batch.split(max(1, _PIECE_PIXELS // (batch.shape[2] * batch.shape[3])))
+
+
 def _finite_range(name: str, tensor: Tensor) -> tuple[float, float]:
     low, high = (bound.item() for bound in tensor.aminmax())
     if not (torch.isfinite(torch.tensor([low, high])).all()):
         raise InputError(f"layer {name} receives NaN or infinity; check the weights and the calibration pictures")
     return low, high
-
-

@@ -30,5 +30,6 @@ if not _operators_load():
     _schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import torchvision  # noqa: E402
+from torchvision.transforms import v2 as transforms  # noqa: E402
 
-__all__ = ["torchvision"]
+__all__ = ["torchvision", "transforms"]

@@ -110,7 +110,9 @@ def _draw_shards(split: str, shards: list[int]) -> Iterator[tuple[int, np.ndarra
     pool = ProcessPoolExecutor(_cores(), context, initializer=_leave_interrupts_to_parent)
     try:
         chunks = pool.map(_draw_chunk, jobs)
-        with tqdm(total=len(shards) * SHARD, desc=f"drawing glyphs ({split})", unit="picture") as progress:
+        with tqdm(
+            total=len(shards) * SHARD, desc=f"drawing glyphs ({split})", unit="picture", disable=None
+        ) as progress:
             for shard in shards:
                 pixels = np.empty((SHARD, *PICTURE), dtype=np.uint8)
                 for start in range(0, SHARD, CHUNK):

@@ -48,9 +48,7 @@ class ImageNet:
         paths, labels = self._train
         check_calibration(len(paths), batch_size)
         order = calibration_order(len(paths), batch_size * batches, seed)
-        files = PictureFiles(
-            [paths[i] for i in order], [labels[i] for i in order], preprocessing.augmentation(), seed
-        )
+        files = PictureFiles([paths[i] for i in order], [labels[i] for i in order], preprocessing.augmentation(), seed)
         return PictureBatches(files, batch_size, drop_last=True)
 
     def validation(self, preprocessing: Preprocessing, batch_size: int) -> PictureBatches:

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bitsplit.errors import InputError
-from bitsplit.vision import torchvision  # noqa: F401  (before torchvision.transforms)
-from torchvision.transforms import v2
+from bitsplit.vision import transforms as v2
 
-EXTENSIONS = frozenset(".jpg .jpeg .png .webp .bmp .ppm .tif .tiff".split())
+EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"])
 
 
 @dataclass(frozen=True)

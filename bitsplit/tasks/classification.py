@@ -11,7 +11,7 @@ from tqdm import tqdm
 from bitsplit.errors import InputError
 from bitsplit.models import Network
 
-EVALUATION_BATCH = 128
+EVALUATION_PIXELS = 2**20  # a batch, so that one layer's feature maps stay in a CPU's cache
 
 
 class Classification:
@@ -25,7 +25,8 @@ class Classification:
         self.data, self.device = data, device
         self.title: str = data.title  # a folder that is missing or empty is found before any weights are loaded
         self.network: Network = source.load(data.domain)
-        self.network.module.to(device)
+        # On a CPU, depthwise convolutions are three times faster in this layout; results do not depend on it.
+        self.network.module.to(device, memory_format=torch.channels_last)
 
     def calibration(self, batch_size: int, batches: int, seed: int) -> Iterable:
         """Up to `batches` full batches of calibration pictures, the same ones each time they are iterated."""
@@ -44,10 +45,11 @@ class Classification:
 
     @torch.inference_mode()
     def _predict(self, module: nn.Module, what: str) -> tuple[Tensor, Tensor, int]:
-        batches = self.data.validation(self.network.preprocessing, EVALUATION_BATCH)
+        preprocessing = self.network.preprocessing
+        batches = self.data.validation(preprocessing, EVALUATION_PIXELS // preprocessing.crop**2)
         logits, labels = [], []
         for images, batch_labels in tqdm(batches, what, disable=None, leave=False):
-            logits.append(module(images.to(self.device)).float().cpu())
+            logits.append(module(images.to(self.device, memory_format=torch.channels_last)).float().cpu())
             labels.append(batch_labels)
         if not logits:
             raise InputError("none of the validation pictures can be read")

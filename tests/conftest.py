@@ -1,0 +1,62 @@
+"""Fixtures shared by the tests: whole commands through a subprocess, small picture folders, real data where it is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+# Just enough data for a whole run in a few seconds.
+SMALL = [
+    "calibration.batch_size=8",
+    "calibration.gram_batches=2",
+    "calibration.scale_batches=2",
+    "calibration.patches=200",
+    "calibration.samples=2000",
+    "batch_norm.batches=2",
+]
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs `python run.py ARGUMENTS` with its records under tmp_path/results; returns the finished process."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        line = [sys.executable, str(ROOT / "run.py"), f"results={tmp_path / 'results'}", *arguments]
+        variables = {k: v for k, v in os.environ.items() if k != "IMAGENET_ROOT"} | environment
+        return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=300)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def imagenet_root(tmp_path_factory) -> Path:
+    """A tiny ImageNet: 3 classes × 8 training and 4 validation pictures of noise."""
+    root = tmp_path_factory.mktemp("imagenet")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for wnid in ("n01440764", "n02123045", "n13133613"):
+            folder = root / split / wnid
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (72, 80, 3), dtype=np.uint8)
+                Image.fromarray(pixels).resize((260, 240)).save(folder / f"{index}.jpg")
+    return root
+
+
+@pytest.fixture(scope="session")
+def resnet18_weights(tmp_path_factory) -> Path:
+    """A state dict of torchvision's ResNet-18 with random weights."""
+    from bitsplit.vision import torchvision
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    return path
