@@ -125,14 +125,15 @@ def _identity(bench: Bench, method: Method, settings: Settings) -> dict:
 
 def _variant(method: Method, settings: Settings) -> str:
     """Names what differs from the method's own settings, "" for nothing, so that variants have files of their own."""
-    own = Settings(
-        Bits(settings.bits.wbits, settings.bits.abits), batch_norm=BatchNorm(method.batch_norm), seed=settings.seed
-    )
-    pairs = [(settings.bits, own.bits), (settings.calibration, own.calibration), (settings.batch_norm, own.batch_norm)]
-    pairs.append((method, type(method)()))
+    groups = {
+        "bits": (settings.bits, Bits(settings.bits.wbits, settings.bits.abits)),
+        "calibration": (settings.calibration, Calibration()),
+        "batch_norm": (settings.batch_norm, BatchNorm(method.batch_norm)),
+        "method": (method, type(method)()),
+    }
     differing = [
-        f"{field.name}={getattr(ours, field.name)}"
-        for ours, default in pairs
+        f"{group}.{field.name}={getattr(ours, field.name)}"
+        for group, (ours, default) in groups.items()
         for field in dataclasses.fields(ours)
         if getattr(ours, field.name) != getattr(default, field.name)
     ]

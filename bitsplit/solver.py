@@ -180,6 +180,8 @@ def _check(gram: Tensor, cross: Tensor, bits: int, weight: Tensor | None, algori
         raise InputError(f"bits must be an integer from 2 to 8, got {bits!r}")
     if algorithm not in ALGORITHMS:
         raise InputError(f"algorithm must be one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
+    if gram.dtype not in (torch.float32, torch.float64) or cross.dtype != gram.dtype:
+        raise InputError(f"gram and cross must both be float32 or float64, got {gram.dtype} and {cross.dtype}")
     if gram.shape[-1] != gram.shape[-2] or cross.shape[-1] != gram.shape[-1] or gram.shape[:-2] != cross.shape[:-2]:
         raise InputError(
             f"gram (..., N, N) and cross (..., M, N) do not fit: {tuple(gram.shape)}, {tuple(cross.shape)}"
