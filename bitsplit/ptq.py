@@ -181,8 +181,9 @@ def _quantize_weights(
         codes = None
         if plan.wbits != FLOAT_BITS:
             weight = grouped_weight(layer).to(record.stats.gram.dtype)
-            # The authors solve the classifier in weight space: a layer fed one patch an image has few of them.
-            stats = LayerStats.weight_space(weight) if plan.role == "last" else record.stats
+            # The authors solve the classifier in weight space; it reads one patch an image, so there are few of them.
+            classifier = plan.role == "last" and isinstance(layer, nn.Linear)
+            stats = LayerStats.weight_space(weight) if classifier else record.stats
             codes = method.solve_weights(stats, weight, plan.wbits)
             rows[name]["relative_error"] = _relative_error(codes, record.stats)
         if (plan.wbits, plan.abits) != (FLOAT_BITS, FLOAT_BITS):
@@ -220,8 +221,13 @@ def _quantize_inputs(
         sharing.setdefault((statistics.layers[name].source, plan.abits), []).append(name)
     weights = {name: layers[name].weight for name in wanted}
     for (_, abits), names in sharing.items():
-        pooled = InputSamples.pooled([samples[name] for name in names])
-        grid = Grid(abits, signed=any(statistics.layers[name].signed for name in names))
+        seen = [samples[name] for name in names if name in samples]
+        if not seen:
+            for name in names:
+                rows[name] |= {"abits": FLOAT_BITS, "note": "input left in floating point: not called on its pictures"}
+            continue
+        pooled = InputSamples.pooled(seen)
+        grid = Grid(abits, signed=pooled.low < 0 or any(statistics.layers[name].signed for name in names))
         scale = method.calibrate_activations(pooled, grid)
         quantizer = InputQuantizer(grid, scale)
         for module in network.modules():

@@ -1,0 +1,418 @@
+"""`bitsplit.quantize` on a small residual network with every kind of layer."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_capture import has_hooks
+from test_stats import Odd
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import bitsplit
+from bitsplit import methods, ptq
+from bitsplit.config import BatchNorm, Bits, Calibration, Settings
+from bitsplit.errors import InputError
+from bitsplit.layers import InputQuantizer, QuantizedLayer, reestimate_batch_norm
+
+SMALL = Settings(calibration=Calibration(patches=800, samples=20_000))
+NO_NORM = Settings(calibration=SMALL.calibration, batch_norm=BatchNorm(mode="none"))
+LAYERS = ["stem", "main.0", "main.3", "main.6", "down", "wide", "mix", "head"]
+
+
+def unit(convolution):
+    return convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU()
+
+
+class Residual(nn.Module):
+    """Strided, padded, dilated, grouped, depthwise and 1×1 convolutions, a down-sampling shortcut and a classifier."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, stride=2, bias=False)
+        grouped = nn.Conv2d(12, 12, 3, padding=1, groups=3)
+        self.main = nn.Sequential(*unit(depthwise), *unit(nn.Conv2d(8, 12, 1)), *unit(grouped)[:2])
+        self.down = nn.Conv2d(8, 12, 1, stride=2)
+        self.wide = nn.Conv2d(12, 12, 3, padding=2, dilation=2)
+        self.mix = nn.Conv2d(12, 8, (3, 1))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem_norm(self.stem(x)).relu()
+        x = (self.main(x) + self.down(x)).relu()
+        x = self.mix(self.wide(x).relu()).relu()
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def pictures(*sizes, seed=0, side=12):
+    """Batches of smooth noise, about as correlated as pictures are."""
+    random = np.random.default_rng(seed)
+    noise = [torch.tensor(random.standard_normal((n, 3, side, side)), dtype=torch.float32) for n in sizes]
+    return [F.avg_pool2d(x, 3, stride=1, padding=1) * 2 + 0.2 for x in noise]
+
+
+def lively(network):
+    """The network in eval mode with statistics of its batch-norm that fit the pictures, as after training."""
+    batches = pictures(16, 16, seed=5)
+    reestimate_batch_norm(network.eval(), batches, 2, momentum=None)
+    return network
+
+
+@pytest.fixture
+def network():
+    return lively(Residual())
+
+
+BATCHES = pictures(8, 8, 8, 4)
+TEST = pictures(16, seed=9)[0]
+
+
+def quantized_layers(network):
+    return {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLayer)}
+
+
+def outputs(network, x=TEST):
+    with torch.no_grad():
+        return network(x)
+
+
+def assert_same(one, other):
+    """Two quantized networks equal to the last bit: modules, state and outputs."""
+    states = one.state_dict(), other.state_dict()
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert torch.equal(outputs(one), outputs(other))
+    assert one.report.equals(other.report)
+
+
+def assert_finite(network, x=TEST):
+    assert outputs(network, x).isfinite().all()
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    assert np.isfinite(network.report[["relative_error", "input_error"]].to_numpy(dtype=float)).all()
+
+
+# The given network
+
+
+class Interrupted(list):
+    """Batches on a disk that fails half-way."""
+
+    def __iter__(self):
+        yield from self[:2]
+        raise OSError("half-way")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "calibration, error",
+    [(BATCHES, None), (Interrupted(BATCHES), OSError), ([*BATCHES[:2], BATCHES[2] / 0], InputError)],
+    ids=["whole", "interrupted", "poisoned"],
+)
+def test_the_given_network_is_untouched(network, calibration, error, training):
+    network.train(training)
+    before, modules = copy.deepcopy(network.state_dict()), list(network.named_modules())
+    if error:
+        with pytest.raises(error):
+            bitsplit.quantize(network, calibration, settings=SMALL)
+    else:
+        quantized = bitsplit.quantize(network, calibration, settings=SMALL)
+        assert not quantized.training and not has_hooks(quantized)
+    after = network.state_dict()
+    assert list(before) == list(after) and all(torch.equal(after[name], value) for name, value in before.items())
+    assert list(network.named_modules()) == modules
+    assert all(module.training == training for module in network.modules())
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert not has_hooks(network) and not hasattr(network, "report")
+
+
+def test_32_bits_are_the_floating_point_network(network):
+    quantized = bitsplit.quantize(network, BATCHES, wbits=32, abits=32)
+    assert torch.equal(outputs(quantized), outputs(network))
+    assert quantized is not network and not quantized_layers(quantized)
+    assert sorted(quantized.report["name"]) == sorted(LAYERS)
+    assert set(quantized.report["wbits"]) == set(quantized.report["abits"]) == {32}
+
+
+# Repeatability and calibration
+
+
+@pytest.mark.parametrize("method", ["bitsplit", "tflite"])
+def test_one_seed_one_result(network, method):
+    results = []
+    for state in (1, 2):
+        torch.manual_seed(state)  # neither read nor moved
+        before = torch.get_rng_state()
+        results.append(bitsplit.quantize(network, BATCHES, 4, 4, method, seed=3, settings=SMALL))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert_same(*results)
+
+
+def test_another_seed_draws_other_patches(network):
+    one, other = (bitsplit.quantize(network, BATCHES, seed=seed, settings=SMALL) for seed in (0, 1))
+    assert not torch.equal(one.wide.scale, other.wide.scale)
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        lambda: (x for x in BATCHES),
+        lambda: iter(BATCHES),
+        lambda: tuple(BATCHES),
+        lambda: [(x, torch.zeros(len(x))) for x in BATCHES],
+        lambda: ([x, "label"] for x in BATCHES),
+        lambda: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.cat(BATCHES)), batch_size=8),
+    ],
+    ids=["generator", "iterator", "tuple", "labelled", "labelled generator", "loader"],
+)
+def test_kinds_of_calibration(network, calibration):
+    expected = bitsplit.quantize(network, BATCHES, settings=SMALL)
+    assert_same(bitsplit.quantize(network, calibration(), settings=SMALL), expected)
+
+
+# Bits, codes and quantizers
+
+
+@pytest.mark.parametrize("wbits, abits", [(4, 32), (32, 4), (3, 3), (8, 8), (2, 5)])
+@pytest.mark.parametrize("method", ["bitsplit", "tflite"])
+def test_bits_by_role(network, wbits, abits, method):
+    quantized = bitsplit.quantize(network, BATCHES, wbits, abits, method, settings=SMALL)
+    rows = quantized.report.set_index("name")
+    assert list(rows.index) == LAYERS
+    for name, row in rows.iterrows():
+        edge = name in ("stem", "head")
+        assert row["wbits"] == (32 if wbits == 32 else 8 if edge else wbits)
+        assert row["abits"] == (32 if abits == 32 or name == "stem" else 8 if edge else abits)
+        assert row["shape"] == tuple(network.get_submodule(name).weight.shape) and row["note"] == ""
+        layer = quantized.get_submodule(name)
+        if row["wbits"] == 32 and row["abits"] == 32:
+            assert not isinstance(layer, QuantizedLayer)
+            continue
+        high = 2 ** (row["wbits"] - 1) - 1
+        if row["wbits"] == 32:
+            assert layer.codes is None and torch.equal(layer.weight, network.get_submodule(name).weight)
+            assert row["relative_error"] == 0
+        else:
+            assert layer.codes.dtype == torch.int8 and layer.codes.abs().max() <= high
+            assert layer.codes.shape == row["shape"] and layer.scale.shape == row["shape"][:1]
+            restored = layer.codes * layer.scale.reshape(-1, *[1] * (layer.codes.dim() - 1))
+            assert torch.equal(layer.weight, restored)
+            assert 0 < row["relative_error"] < 1
+        if row["abits"] == 32:
+            assert layer.input_quantizer is None and row["signed"] is None
+        else:
+            assert layer.input_quantizer.grid.bits == row["abits"] and not layer.input_quantizer.grid.signed
+            assert not row["signed"] and 0 < row["input_error"] < 1
+    assert_finite(quantized)
+
+
+def test_edge_bits_can_be_set(network):
+    settings = Settings(bits=Bits(first_wbits=5, last_wbits=6, last_abits=7), calibration=SMALL.calibration)
+    rows = bitsplit.quantize(network, BATCHES, 3, 4, settings=settings).report
+    assert (list(rows["wbits"]), list(rows["abits"])) == ([5, *[3] * 6, 6], [32, *[4] * 6, 7])
+
+
+def test_layers_see_integers(network):
+    quantized = bitsplit.quantize(network, BATCHES, 4, 3, settings=SMALL)
+    seen = {}
+    for name, layer in quantized_layers(quantized).items():
+        layer.layer.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+    outputs(quantized)
+    for name, layer in quantized_layers(quantized).items():
+        if name == "stem":
+            assert torch.equal(seen[name], TEST)
+            continue
+        codes = seen[name] / layer.input_quantizer.scale
+        assert (codes - codes.round()).abs().max() < 1e-3
+        assert codes.min() >= -1e-3 and codes.max() <= (255 if name == "head" else 7) + 1e-3
+        assert len(codes.round().unique()) > 2
+
+
+def test_layers_that_read_one_tensor_share_their_quantizer(network):
+    quantized = bitsplit.quantize(network, BATCHES, 4, 4, settings=SMALL)
+    shared = quantized.main[0].input_quantizer
+    assert isinstance(shared, InputQuantizer) and quantized.down.input_quantizer is shared
+    others = [quantized.get_submodule(name).input_quantizer for name in LAYERS if name not in ("stem", "down")]
+    assert len({id(quantizer) for quantizer in others}) == len(others)
+
+
+def test_signed_inputs_get_signed_quantizers():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 2))
+    quantized = bitsplit.quantize(network, BATCHES, 4, 4, settings=SMALL)
+    assert quantized[1].input_quantizer.grid.signed and not quantized[4].input_quantizer.grid.signed
+    assert list(quantized.report["signed"]) == [None, True, False]
+
+
+# Accuracy
+
+
+def test_w8a8_is_close_and_errors_fall_with_bits(network):
+    expected, errors = outputs(network), []
+    for bits in (3, 4, 5, 6, 8):
+        quantized = bitsplit.quantize(network, BATCHES, bits, bits, settings=NO_NORM)
+        errors.append(((outputs(quantized) - expected) ** 2).sum() / ((expected - expected.mean(dim=0)) ** 2).sum())
+    assert errors == sorted(errors, reverse=True)
+    assert -10 * errors[-1].log10() > 25
+    norms = bitsplit.quantize(network, BATCHES, 8, 8, settings=SMALL)
+    floating = ptq.reestimated(network, BATCHES, BatchNorm())
+    error = ((outputs(norms) - outputs(floating)) ** 2).sum() / (outputs(floating) ** 2).sum()
+    assert -10 * error.log10() > 25
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_bitsplit_preserves_outputs_better_than_tflite(bits, seed):
+    network = lively(Residual(seed))
+    settings = Settings(bits=Bits(bits, 32), calibration=SMALL.calibration, seed=seed)
+    statistics = ptq.statistics_of(network, BATCHES, settings)
+    reports = {
+        name: ptq.quantize(network, BATCHES, methods.named(name), settings, statistics).report.set_index("name")
+        for name in ("bitsplit", "tflite")
+    }
+    errors = [reports[name]["relative_error"][LAYERS[:-1]].to_numpy(dtype=float) for name in ("bitsplit", "tflite")]
+    assert (errors[0] <= errors[1] * (1 + 1e-6)).all()
+    assert np.mean(errors[0] / errors[1]) < 0.8
+
+
+def test_relative_error_is_that_of_the_outputs(network):
+    """With every patch taken, and only the weights of one layer in integers, the output itself shows the error."""
+    settings = Settings(calibration=Calibration(patches=10**6), batch_norm=BatchNorm(mode="none"))
+    quantized = bitsplit.quantize(network, BATCHES, 3, 32, settings=settings)
+    x = torch.cat(BATCHES)
+    with torch.no_grad():
+        plain, coarse = network.stem(x), quantized.stem(x)
+    expected = ((plain - coarse) ** 2).sum() / (plain**2).sum()
+    assert quantized.report["relative_error"][0] == pytest.approx(expected.item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("mode", ["reestimate", "shift", "none", "auto"])
+def test_batch_norm_modes(network, mode):
+    settings = Settings(calibration=SMALL.calibration, batch_norm=BatchNorm(mode=mode))
+    quantized = bitsplit.quantize(network, BATCHES, 3, 3, settings=settings)
+    moved = not torch.equal(quantized.main[4].running_mean, network.main[4].running_mean)
+    assert moved == (mode != "none") and quantized.main[4].momentum == 0.1
+
+
+def test_all_of_the_result_is_in_eval_mode(network):
+    quantized = bitsplit.quantize(network.train(), BATCHES, settings=SMALL)
+    assert [name for name, module in quantized.named_modules() if module.training] == []
+
+
+# Degenerate and unusual networks
+
+
+@pytest.mark.parametrize("method", ["bitsplit", "tflite"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_zero_channels_and_dead_inputs(network, method, bits):
+    with torch.no_grad():
+        for name in LAYERS:
+            network.get_submodule(name).weight[0] = 0
+        network.stem_norm.weight[1], network.stem_norm.bias[1] = 0, -1  # its ReLU is shut
+        network.mix.weight.zero_()
+        network.mix.bias.fill_(-1)  # the classifier reads nothing but zeros
+    quantized = bitsplit.quantize(network, BATCHES, bits, bits, method, settings=SMALL)
+    assert_finite(quantized)
+    assert all(not quantized.get_submodule(name).codes[0].any() for name in LAYERS)
+    assert not quantized.mix.codes.any()
+
+
+@pytest.mark.parametrize("method", ["bitsplit", "tflite"])
+@pytest.mark.parametrize("value", [0.0, 0.7, -3.0])
+def test_constant_pictures(network, method, value):
+    quantized = bitsplit.quantize(network, [torch.full((4, 3, 12, 12), value)] * 2, 4, 4, method, settings=SMALL)
+    assert_finite(quantized)
+    assert_finite(quantized, torch.full((4, 3, 12, 12), value))
+
+
+class Tokens(nn.Module):
+    """Linear layers on three-dimensional input, one of them used twice."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.patch, self.token = nn.Conv2d(3, 8, 3, stride=3), nn.Linear(8, 8)
+        self.tied, self.head = nn.Linear(8, 8, bias=False), nn.Linear(8, 2)
+        self.tied.weight = self.token.weight
+
+    def forward(self, x):
+        x = self.patch(x).relu().flatten(2).transpose(1, 2)
+        x = self.tied(self.token(self.token(x).relu()).relu()).relu()
+        return self.head(x.mean(dim=1))
+
+
+def test_linear_layers_on_sequences_and_shared_weights():
+    network = Tokens()
+    quantized = bitsplit.quantize(network, BATCHES, 8, 8, settings=SMALL)
+    assert list(quantized.report["name"]) == ["patch", "token", "head"]
+    assert isinstance(quantized.token, QuantizedLayer) and isinstance(quantized.tied, QuantizedLayer)
+    assert torch.equal(quantized.token.codes, quantized.tied.codes)
+    assert quantized.token.weight is quantized.tied.weight
+    assert quantized.token.input_quantizer is quantized.tied.input_quantizer
+    expected = outputs(network)
+    assert ((outputs(quantized) - expected) ** 2).sum() < 1e-2 * (expected**2).sum()
+
+
+@pytest.mark.parametrize("layer, x", [(nn.Conv2d(3, 4, 3), TEST), (nn.Linear(12, 3), TEST[:, 0])])
+def test_a_lone_layer(layer, x):
+    quantized = bitsplit.quantize(layer, [x], 4, 4, settings=SMALL)
+    assert len(quantized.report) == 1 and len(quantized_layers(quantized)) == 1
+    expected = outputs(layer, x)
+    assert ((outputs(quantized, x) - expected) ** 2).sum() < 1e-3 * (expected**2).sum()
+
+
+def test_layers_left_in_floating_point_are_rows_with_a_note():
+    network, batches = Odd(), [torch.cat([x, x[:, :1]], dim=1) for x in BATCHES]
+    rows = bitsplit.quantize(network, batches, 4, 4, settings=SMALL).report.set_index("name")
+    assert set(rows.index) == {"good", "up", "borrowed", "computed", "unused", "spare"}
+    for name, row in rows.iterrows():
+        left = name != "good"
+        assert row["note"].startswith("left in floating point: ") == left and bool(row["note"]) == left
+        assert (row["wbits"] == 32) == left
+        assert row["shape"] == tuple(network.get_submodule(name).weight.shape)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_parametrized_weights_are_left_with_a_note(count):
+    torch.manual_seed(3)
+    layers = [parametrizations.weight_norm(nn.Conv2d(4, 4, 1)) for _ in range(count)]
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), *layers, nn.ReLU(), nn.Conv2d(4, 2, 1))
+    report = bitsplit.quantize(network, BATCHES, 4, 4, settings=SMALL).report
+    assert len(report) == 2 + count and (report["note"] != "").sum() == count
+
+
+def test_runs_in_inference_mode(network):
+    expected = bitsplit.quantize(network, BATCHES, settings=SMALL)
+    with torch.inference_mode():
+        quantized = bitsplit.quantize(network, BATCHES, settings=SMALL)
+    assert_same(quantized, expected)
+
+
+# Wrong input
+
+
+def poisoned():
+    network = lively(Residual())
+    with torch.no_grad():
+        network.wide.weight[0, 0, 0, 0] = float("nan")
+    return network
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [({"wbits": bits}, "wbits") for bits in (1, 9, 0, 16, "4", True, 4.0, None)]
+    + [({"abits": bits}, "abits") for bits in (1, 9, -8, "8", False)]
+    + [({"method": "nope"}, "nope"), ({"seed": -1}, "seed"), ({"seed": 0.5}, "seed")]
+    + [({"calibration": []}, "empty"), ({"calibration": iter([])}, "empty")]
+    + [({"calibration": [], "wbits": 32, "abits": 32}, "empty")]
+    + [({"calibration": ["picture"]}, "str"), ({"calibration": [{"image": TEST}]}, "dict")]
+    + [({"calibration": [TEST * float("nan")]}, "stem"), ({"calibration": [TEST, TEST / 0]}, "stem")]
+    + [({"model": poisoned()}, "mix"), ({"model": nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())}, "no convolution")],
+)
+def test_input_errors(network, arguments, says):
+    with pytest.raises(InputError, match=says) as error:
+        bitsplit.quantize(**{"model": network, "calibration": BATCHES, "settings": SMALL} | arguments)
+    assert "\n" not in str(error.value)
