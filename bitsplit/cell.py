@@ -52,16 +52,19 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
     """
     started = time.perf_counter()
     method: Method = instantiate(config.method)
-    settings = settings_of(config, method)
+    settings = settings_of(config)
     device = _device(config.device)
     model, data = (json.dumps(OmegaConf.to_container(config[key], resolve=True)) for key in ("model", "data"))
     wanted = settings.calibration
     batches = max(wanted.gram_batches, wanted.scale_batches, settings.batch_norm.batches)
     bench = _bench(model, data, wanted, batches, settings.seed, device)
+    batch_norm = settings.batch_norm.decided(method.batch_norm, available=len(bench.calibration))
+    own = BatchNorm().decided(method.batch_norm, available=len(bench.calibration))
+    settings = dataclasses.replace(settings, batch_norm=batch_norm)
     identity = _identity(bench, method, settings)
     bits = settings.bits
     name = {"model": bench.task.network.name, "method": method.name}
-    cell = {"wbits": bits.wbits, "abits": bits.abits, "seed": settings.seed, "variant": _variant(method, settings)}
+    cell = {"wbits": bits.wbits, "abits": bits.abits, "seed": settings.seed, "variant": _variant(method, settings, own)}
     path = record.run_path(Path(config.results), bench.task.data.name, **name, **cell)
     config_hash = record.config_hash(identity)
     found = record.read(path)
@@ -83,7 +86,11 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
         **name,
         **cell,
         "weights": {"file": network.weights, "sha256": network.sha256},
-        "data": {"name": bench.task.data.name, "title": bench.task.title},
+        "data": {
+            "name": bench.task.data.name,
+            "title": bench.task.title,
+            "calibration_pictures": len(bench.calibration) * settings.calibration.batch_size,
+        },
         "metrics": metrics,
         "batch_norm": settings.batch_norm.mode,
         "layers": json.loads(quantized.report.to_json(orient="records", double_precision=6)),
@@ -95,13 +102,12 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
     return new, path, True
 
 
-def settings_of(config: DictConfig, method: Method) -> Settings:
-    """The frozen settings in a configuration, "auto" decided; InputError for a value that is not allowed."""
-    batch_norm = BatchNorm(**config.batch_norm)
+def settings_of(config: DictConfig) -> Settings:
+    """The frozen settings in a configuration; InputError for a value that is not allowed."""
     return Settings(
         Bits(config.wbits, config.abits, **config.bits),
         Calibration(**config.calibration),
-        dataclasses.replace(batch_norm, mode=batch_norm.decided(method.batch_norm)),
+        BatchNorm(**config.batch_norm),
         config.seed,
     )
 
@@ -123,12 +129,12 @@ def _identity(bench: Bench, method: Method, settings: Settings) -> dict:
     }
 
 
-def _variant(method: Method, settings: Settings) -> str:
+def _variant(method: Method, settings: Settings, own: BatchNorm) -> str:
     """Names what differs from the method's own settings, "" for nothing, so that variants have files of their own."""
     groups = {
         "bits": (settings.bits, Bits(settings.bits.wbits, settings.bits.abits)),
         "calibration": (settings.calibration, Calibration()),
-        "batch_norm": (settings.batch_norm, BatchNorm(method.batch_norm)),
+        "batch_norm": (settings.batch_norm, own),
         "method": (method, type(method)()),
     }
     differing = [

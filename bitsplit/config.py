@@ -1,6 +1,6 @@
 """What a quantization run is asked to do: frozen dataclasses whose fields are the YAML keys of `conf/config.yaml`."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from bitsplit.errors import InputError
 
@@ -72,8 +72,9 @@ class BatchNorm:
     """Re-estimation of the batch-norm statistics (no labels, no gradients).
 
     mode: "reestimate" replaces the running statistics by those of the calibration pictures, "shift" moves them by the
-    difference between the quantized and the floating-point network's on the same pictures, "none" leaves them, "auto"
-    is what the method prescribes.
+    difference between the quantized and the floating-point network's on the same pictures, "none" leaves them. "auto"
+    is what the method prescribes, but "shift" for "reestimate" where the data has fewer than `batches` batches: the
+    statistics of few pictures are further from the trained ones than quantization takes them.
     """
 
     mode: str = "auto"
@@ -87,9 +88,12 @@ class BatchNorm:
         if isinstance(self.momentum, bool) or not isinstance(self.momentum, (int, float)) or not 0 < self.momentum <= 1:
             raise InputError(f"batch_norm.momentum must be in (0, 1], got {self.momentum!r}")
 
-    def decided(self, prescribed: str) -> str:
-        """The mode, with `prescribed` for "auto"."""
-        return prescribed if self.mode == "auto" else self.mode
+    def decided(self, prescribed: str, available: int) -> "BatchNorm":
+        """These settings with "auto" decided, for a method that prescribes a mode and data of `available` batches."""
+        if self.mode != "auto":
+            return self
+        scarce = prescribed == "reestimate" and available < self.batches
+        return replace(self, mode="shift" if scarce else prescribed)
 
 
 @dataclass(frozen=True)

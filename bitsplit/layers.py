@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from bitsplit.errors import InputError
 from bitsplit.grid import Grid
 
 
@@ -47,6 +48,12 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("scale", scale)
         self.layer = layer
         self.input_quantizer: InputQuantizer | None = None
+
+    def _load_from_state_dict(self, *arguments) -> None:
+        super()._load_from_state_dict(*arguments)
+        if self.codes is not None:  # the dequantized weight is not part of the state
+            with torch.no_grad():
+                self.layer.weight.copy_(_dequantize(self.codes, self.scale))
 
     def forward(self, x: Tensor, *args, **kwargs):
         if self.input_quantizer is not None:
@@ -97,7 +104,10 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], total: 
             if momentum is None:
                 norm.reset_running_stats()
         for images in tqdm(batches, "batch-norm", total=total, disable=None, leave=False):
-            network(images)
+            try:
+                network(images)
+            except ValueError as error:  # torch's own, where a channel has a single value in a batch
+                raise InputError(f"batch-norm re-estimation: {error}; use larger batches or mode none") from error
     finally:
         for norm, (training, old_momentum) in zip(norms, before, strict=True):
             norm.train(training)

@@ -4,7 +4,7 @@ statistics → weights → batch-norm → activation scales → batch-norm
 """
 
 import copy
-import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Iterable, Iterator
@@ -57,8 +57,11 @@ class CalibrationBatches:
         if len(self._source) == 0:
             raise InputError("calibration is empty: give at least one batch of images")
 
+    def __len__(self) -> int:
+        return len(self._source)
+
     def count(self, limit: int) -> int:
-        return min(len(self._source), limit)
+        return min(len(self), limit)
 
     def first(self, limit: int) -> Iterator[Tensor]:
         for batch in itertools.islice(self._source, limit):
@@ -103,18 +106,18 @@ def quantize(
     network = _evaluation_copy(network)
     seconds: dict[str, float] = {}
     network.seconds = seconds
+    batches = CalibrationBatches(calibration, network)
     if settings.bits.floating_point:
         rows = [_report_row(name, tuple(layer.weight.shape)) for name, layer in weighted_layers(network).items()]
         network.report = pandas.DataFrame(rows)
         return network
-    batches = CalibrationBatches(calibration, network)
     statistics = statistics or _collect(network, batches, settings)
     seconds["statistics"] = statistics.seconds
     if not statistics.layers:
         raise InputError("the network has no convolution or linear layer that the calibration pictures reach")
     plans = _plan(statistics, settings)
     with _timed(seconds, "batch_norm"):
-        wanted = dataclasses.replace(settings.batch_norm, mode=settings.batch_norm.decided(method.batch_norm))
+        wanted = settings.batch_norm.decided(method.batch_norm, available=len(batches))
         batch_norm = _BatchNormStep(network, batches, wanted)
     with _timed(seconds, "weights"):
         rows = _quantize_weights(network, statistics, plans, method)
@@ -126,7 +129,7 @@ def quantize(
         with _timed(seconds, "batch_norm"):
             batch_norm.apply(network)
     network.report = pandas.DataFrame(rows.values())
-    return network
+    return network.eval()
 
 
 def reestimated(network: nn.Module, calibration: Iterable, wanted: BatchNorm) -> nn.Module:
@@ -157,12 +160,20 @@ def _collect(network: nn.Module, batches: CalibrationBatches, settings: Settings
 
 
 def _plan(statistics: Statistics, settings: Settings) -> dict[str, LayerPlan]:
-    """Roles by the order of the calls: the first layer called reads the image, the last makes the prediction."""
+    """Roles by the order of the calls: the first layer called reads the image, the last makes the prediction.
+
+    No layer that reads the image reads it quantized.
+    """
     names = list(statistics.layers)
+    image = statistics.layers[names[0]].source
     roles = dict.fromkeys(names, "other") | {names[0]: "first", names[-1]: "last"}
     if len(names) == 1:
         roles[names[0]] = "only"
-    return {name: LayerPlan(name, role, *settings.bits.of(role)) for name, role in roles.items()}
+    plans = {name: LayerPlan(name, role, *settings.bits.of(role)) for name, role in roles.items()}
+    for name, plan in plans.items():
+        if statistics.layers[name].source == image:
+            plan.abits = FLOAT_BITS
+    return plans
 
 
 def _quantize_weights(
@@ -174,7 +185,6 @@ def _quantize_weights(
     """
     rows = {}
     found, everything = weighted_layers(network), _all_layers(network)
-    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     for name, plan in tqdm(plans.items(), "weights", disable=None, leave=False):
         layer, record = found[name], statistics.layers[name]
         rows[name] = _report_row(name, tuple(layer.weight.shape), wbits=plan.wbits, abits=plan.abits)
@@ -189,7 +199,12 @@ def _quantize_weights(
         if (plan.wbits, plan.abits) != (FLOAT_BITS, FLOAT_BITS):
             _put_in_place(network, [twin for _, twin in everything if twin.weight is layer.weight], codes)
     for key, reason in statistics.skipped.items():
-        rows[key] = _report_row(key.removesuffix(".weight"), shapes[key], note=f"left in floating point: {reason}")
+        name = key.removesuffix(".weight")
+        if name in rows:
+            rows[name]["note"] = f"quantized, but also {reason}"
+        else:
+            shape = tuple(functools.reduce(getattr, key.split("."), network).shape)
+            rows[name] = _report_row(name, shape, note=f"left in floating point: {reason}")
     return rows
 
 

@@ -27,7 +27,11 @@ SCHEMA = {
         "config_hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
         "model": _TEXT,
         "weights": {"type": "object", "properties": {"file": _TEXT, "sha256": _TEXT}, "required": ["file", "sha256"]},
-        "data": {"type": "object", "properties": {"name": _TEXT, "title": _TEXT}, "required": ["name", "title"]},
+        "data": {
+            "type": "object",
+            "properties": {"name": _TEXT, "title": _TEXT, "calibration_pictures": _COUNT},
+            "required": ["name", "title", "calibration_pictures"],
+        },
         "method": _TEXT,
         "wbits": _COUNT,
         "abits": _COUNT,

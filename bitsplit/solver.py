@@ -117,7 +117,9 @@ def _descend_block(plane: Tensor, residual: Tensor, step: Tensor, unit: Tensor, 
     plane, residual and step (= 1 / (α A_nn 2^(m−1))) are (G, M, B), unit (= α 2^(m−1)) is (G, M), gram (G, B, B).
     Columns are laid out first, so that each coordinate's rows are contiguous.
     """
-    plane, residual, step = (t.movedim(-1, 0).contiguous() for t in (plane, residual, step))
+    # Copies, always: what is changed here must not reach the caller's tensors.
+    layout = torch.contiguous_format
+    plane, residual, step = (t.movedim(-1, 0).clone(memory_format=layout) for t in (plane, residual, step))
     gram_columns = gram.movedim(-1, 0).unsqueeze(-1)  # (B, G, B, 1): column n of every group
     gram_columns = gram_columns.movedim(-2, 1)  # (B, B, G, 1)
     for n in range(len(plane)):
@@ -156,7 +158,7 @@ def solve(
     _check(gram, cross, bits, weight, algorithm)
     if weight is None:
         weight = cross.double() @ torch.linalg.pinv(gram.double(), hermitian=True)
-    weight = weight.to(gram.dtype)
+    gram, cross, weight = gram.contiguous(), cross.contiguous(), weight.to(gram.dtype).contiguous()
     grid = Grid(bits)
     scale = grid.scale_by_alternation(weight)
     alive = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2) > 0
@@ -182,11 +184,13 @@ def _check(gram: Tensor, cross: Tensor, bits: int, weight: Tensor | None, algori
         raise InputError(f"algorithm must be one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
     if gram.dtype not in (torch.float32, torch.float64) or cross.dtype != gram.dtype:
         raise InputError(f"gram and cross must both be float32 or float64, got {gram.dtype} and {cross.dtype}")
+    if min(gram.dim(), cross.dim()) < 2:
+        raise InputError(f"gram and cross must be matrices, got shapes {tuple(gram.shape)} and {tuple(cross.shape)}")
     if gram.shape[-1] != gram.shape[-2] or cross.shape[-1] != gram.shape[-1] or gram.shape[:-2] != cross.shape[:-2]:
         raise InputError(
             f"gram (..., N, N) and cross (..., M, N) do not fit: {tuple(gram.shape)}, {tuple(cross.shape)}"
         )
     if weight is not None and weight.shape != cross.shape:
         raise InputError(f"weight must have the shape of cross, {tuple(cross.shape)}; got {tuple(weight.shape)}")
-    if not (gram.isfinite().all() and cross.isfinite().all()):
-        raise InputError("gram and cross must be finite; they hold NaN or infinity")
+    if not all(given.isfinite().all() for given in (gram, cross, weight) if given is not None):
+        raise InputError("gram, cross and weight must be finite; they hold NaN or infinity")

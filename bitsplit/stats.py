@@ -79,10 +79,13 @@ class Statistics:
 
 
 def weighted_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Convolutions and linear layers by name, subclasses included; modules that share a weight are one layer."""
+    """Convolutions and linear layers by name, subclasses included; modules that share a weight are one layer.
+
+    A module whose weight is computed from other parameters (`torch.nn.utils.parametrizations`) is none.
+    """
     layers: dict[int, tuple[str, nn.Module]] = {}
     for name, module in network.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and "weight" in module._parameters:
             layers.setdefault(id(module.weight), (name, module))
     return dict(layers.values())
 
@@ -96,7 +99,8 @@ def grouped_weight(layer: nn.Module) -> Tensor:
 
 def generator_for(name: str, seed: int, device: torch.device) -> torch.Generator:
     """A random stream of its own for each layer, so that one layer's draws never depend on another's."""
-    return torch.Generator(device).manual_seed((seed << 32) + zlib.crc32(name.encode()))
+    # Hashed together: torch's CPU generator reads only the low 32 bits of its seed.
+    return torch.Generator(device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
 
 
 @torch.no_grad()
@@ -143,9 +147,11 @@ def collect_statistics(network: nn.Module, batches: Iterable[Tensor], total: int
         source = sources.of(name)
         signed = any(lows[other] < 0 for other in grams if sources.of(other) == source)
         statistics.layers[name] = LayerRecord(name, stats, signed, source)
-    for name in layers:
+    for name, module in network.named_modules():
         key = f"{name}.weight"
-        if name not in grams and key not in statistics.skipped:
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and name not in layers and "weight" not in module._parameters:
+            statistics.skipped[key] = "computed from other parameters"
+        elif name in layers and name not in grams and key not in statistics.skipped:
             statistics.skipped[key] = "never used as it is: not called, or computed anew in the forward"
     statistics.seconds = time.perf_counter() - started
     return statistics
@@ -182,17 +188,20 @@ class _SharedInputs:
     """Which layers read the same tensor object, and so must read it through the same quantizer."""
 
     def __init__(self) -> None:
-        self._tensors: dict[str, tuple[weakref.ref, int]] = {}
+        self._tensors: dict[str, list[tuple[weakref.ref, int]]] = {}
         self._source: dict[str, str] = {}
 
     def see(self, name: str, tensor: Tensor) -> None:
         self._source.setdefault(name, name)
-        for other, (reference, version) in self._tensors.items():
-            if reference() is tensor and version == tensor._version:
+        # Tensors of inference mode have no version: there, in-place changes between two reads go unnoticed.
+        version = 0 if tensor.is_inference() else tensor._version
+        for other, seen in self._tensors.items():
+            seen[:] = [(reference, at) for reference, at in seen if reference() is not None]
+            if any(reference() is tensor and at == version for reference, at in seen):
                 first, second = self._source[other], self._source[name]
                 self._source = {k: first if v == second else v for k, v in self._source.items()}
                 break
-        self._tensors[name] = (weakref.ref(tensor), tensor._version)
+        self._tensors.setdefault(name, []).append((weakref.ref(tensor), version))
 
     def of(self, name: str) -> str:
         return self._source[name]

@@ -1,6 +1,7 @@
 """`bitsplit.quantize` on a small residual network with every kind of layer."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -39,26 +40,25 @@ class Residual(nn.Module):
         self.down = nn.Conv2d(8, 12, 1, stride=2)
         self.wide = nn.Conv2d(12, 12, 3, padding=2, dilation=2)
         self.mix = nn.Conv2d(12, 8, (3, 1))
-        self.head = nn.Linear(8, 5)
+        self.head = nn.Linear(8 * 4 * 6, 5)
 
     def forward(self, x):
         x = self.stem_norm(self.stem(x)).relu()
         x = (self.main(x) + self.down(x)).relu()
         x = self.mix(self.wide(x).relu()).relu()
-        return self.head(x.mean(dim=(2, 3)))
+        return self.head(x.flatten(1))
 
 
-def pictures(*sizes, seed=0, side=12):
-    """Batches of smooth noise, about as correlated as pictures are."""
+def pictures(*sizes, seed=0):
+    """Batches of smooth noise, about as correlated as pictures are, each with a colour of its own."""
     random = np.random.default_rng(seed)
-    noise = [torch.tensor(random.standard_normal((n, 3, side, side)), dtype=torch.float32) for n in sizes]
-    return [F.avg_pool2d(x, 3, stride=1, padding=1) * 2 + 0.2 for x in noise]
+    parts = [(random.standard_normal((n, 3, 12, 12)), random.standard_normal((n, 3, 1, 1))) for n in sizes]
+    return [F.avg_pool2d(torch.tensor(x * 2), 3, 1, 1).add(torch.tensor(colour * 2)).float() for x, colour in parts]
 
 
 def lively(network):
     """The network in eval mode with statistics of its batch-norm that fit the pictures, as after training."""
-    batches = pictures(16, 16, seed=5)
-    reestimate_batch_norm(network.eval(), batches, 2, momentum=None)
+    reestimate_batch_norm(network.eval(), pictures(16, 16, seed=5), 2, momentum=None)
     return network
 
 
@@ -95,9 +95,6 @@ def assert_finite(network, x=TEST):
     assert np.isfinite(network.report[["relative_error", "input_error"]].to_numpy(dtype=float)).all()
 
 
-# The given network
-
-
 class Interrupted(list):
     """Batches on a disk that fails half-way."""
 
@@ -115,12 +112,8 @@ class Interrupted(list):
 def test_the_given_network_is_untouched(network, calibration, error, training):
     network.train(training)
     before, modules = copy.deepcopy(network.state_dict()), list(network.named_modules())
-    if error:
-        with pytest.raises(error):
-            bitsplit.quantize(network, calibration, settings=SMALL)
-    else:
-        quantized = bitsplit.quantize(network, calibration, settings=SMALL)
-        assert not quantized.training and not has_hooks(quantized)
+    with pytest.raises(error) if error else nullcontext():
+        assert not has_hooks(bitsplit.quantize(network, calibration, settings=SMALL))
     after = network.state_dict()
     assert list(before) == list(after) and all(torch.equal(after[name], value) for name, value in before.items())
     assert list(network.named_modules()) == modules
@@ -135,9 +128,6 @@ def test_32_bits_are_the_floating_point_network(network):
     assert quantized is not network and not quantized_layers(quantized)
     assert sorted(quantized.report["name"]) == sorted(LAYERS)
     assert set(quantized.report["wbits"]) == set(quantized.report["abits"]) == {32}
-
-
-# Repeatability and calibration
 
 
 @pytest.mark.parametrize("method", ["bitsplit", "tflite"])
@@ -188,8 +178,8 @@ def test_bits_by_role(network, wbits, abits, method):
         assert row["abits"] == (32 if abits == 32 or name == "stem" else 8 if edge else abits)
         assert row["shape"] == tuple(network.get_submodule(name).weight.shape) and row["note"] == ""
         layer = quantized.get_submodule(name)
-        if row["wbits"] == 32 and row["abits"] == 32:
-            assert not isinstance(layer, QuantizedLayer)
+        assert isinstance(layer, QuantizedLayer) == (row["wbits"] < 32 or row["abits"] < 32)
+        if not isinstance(layer, QuantizedLayer):
             continue
         high = 2 ** (row["wbits"] - 1) - 1
         if row["wbits"] == 32:
@@ -198,8 +188,7 @@ def test_bits_by_role(network, wbits, abits, method):
         else:
             assert layer.codes.dtype == torch.int8 and layer.codes.abs().max() <= high
             assert layer.codes.shape == row["shape"] and layer.scale.shape == row["shape"][:1]
-            restored = layer.codes * layer.scale.reshape(-1, *[1] * (layer.codes.dim() - 1))
-            assert torch.equal(layer.weight, restored)
+            assert torch.equal(layer.weight.flatten(1), layer.codes.flatten(1) * layer.scale.unsqueeze(-1))
             assert 0 < row["relative_error"] < 1
         if row["abits"] == 32:
             assert layer.input_quantizer is None and row["signed"] is None
@@ -207,12 +196,9 @@ def test_bits_by_role(network, wbits, abits, method):
             assert layer.input_quantizer.grid.bits == row["abits"] and not layer.input_quantizer.grid.signed
             assert not row["signed"] and 0 < row["input_error"] < 1
     assert_finite(quantized)
-
-
-def test_edge_bits_can_be_set(network):
-    settings = Settings(bits=Bits(first_wbits=5, last_wbits=6, last_abits=7), calibration=SMALL.calibration)
-    rows = bitsplit.quantize(network, BATCHES, 3, 4, settings=settings).report
-    assert (list(rows["wbits"]), list(rows["abits"])) == ([5, *[3] * 6, 6], [32, *[4] * 6, 7])
+    if wbits < 32 and method == "bitsplit":  # the classifier is solved in weight space: every code is the nearest
+        nearest = (network.head.weight / quantized.head.scale.unsqueeze(-1)).round().clamp(-127, 127)
+        assert torch.equal(quantized.head.codes, nearest.to(torch.int8))
 
 
 def test_layers_see_integers(network):
@@ -236,7 +222,7 @@ def test_layers_that_read_one_tensor_share_their_quantizer(network):
     shared = quantized.main[0].input_quantizer
     assert isinstance(shared, InputQuantizer) and quantized.down.input_quantizer is shared
     others = [quantized.get_submodule(name).input_quantizer for name in LAYERS if name not in ("stem", "down")]
-    assert len({id(quantizer) for quantizer in others}) == len(others)
+    assert len(set(others)) == len(others)
 
 
 def test_signed_inputs_get_signed_quantizers():
@@ -247,20 +233,15 @@ def test_signed_inputs_get_signed_quantizers():
     assert list(quantized.report["signed"]) == [None, True, False]
 
 
-# Accuracy
-
-
-def test_w8a8_is_close_and_errors_fall_with_bits(network):
-    expected, errors = outputs(network), []
-    for bits in (3, 4, 5, 6, 8):
+@pytest.mark.parametrize("seed", range(3))
+def test_w8a8_is_close_and_errors_fall_with_bits(seed):
+    network, errors = lively(Residual(seed)), []
+    expected = outputs(network)
+    for bits in (2, 3, 4, 5, 6, 8):
         quantized = bitsplit.quantize(network, BATCHES, bits, bits, settings=NO_NORM)
-        errors.append(((outputs(quantized) - expected) ** 2).sum() / ((expected - expected.mean(dim=0)) ** 2).sum())
+        errors.append(((outputs(quantized) - expected) ** 2).sum() / (expected**2).sum())
     assert errors == sorted(errors, reverse=True)
     assert -10 * errors[-1].log10() > 25
-    norms = bitsplit.quantize(network, BATCHES, 8, 8, settings=SMALL)
-    floating = ptq.reestimated(network, BATCHES, BatchNorm())
-    error = ((outputs(norms) - outputs(floating)) ** 2).sum() / (outputs(floating) ** 2).sum()
-    assert -10 * error.log10() > 25
 
 
 @pytest.mark.parametrize("bits", [3, 4])

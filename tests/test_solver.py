@@ -144,7 +144,7 @@ def test_compiled_sweep_finds_the_planes_of_the_plain_one(bits, seed, inputs, ou
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("shape", [(5, 9), (3, 4, 70), (2, 2, 5, 20)])
+@pytest.mark.parametrize("shape", [(5, 9), (1, 40), (20, 65), (3, 4, 70), (2, 2, 5, 20), (6, 1, 9)])
 def test_compiled_sweep_is_the_plain_one_bit_for_bit_where_arithmetic_is_exact(bits, shape):
     """Integers and powers of two leave no rounding, so ties too must fall alike, and the residuals be equal."""
     random = np.random.default_rng(bits)
@@ -268,6 +268,13 @@ def test_scaling_the_weights_scales_the_scale(seed, bits, exponent):
     plain, scaled = solve(gram, cross, bits, weight), solve(gram, factor * cross, bits, factor * weight)
     assert torch.equal(scaled.codes, plain.codes)
     assert torch.equal(scaled.scale, factor * plain.scale)
+
+
+def test_a_negative_scale_is_mirrored():
+    gram, cross, weight = problem(*relu_layer(8, 10, 4)[:2])
+    expected, mirrored = (solve(gram, cross, 4, sign * weight, sweeps=0) for sign in (1, -1))
+    assert torch.equal(mirrored.codes, expected.codes) and torch.equal(mirrored.scale, expected.scale)
+    assert torch.equal(mirrored.objective, expected.objective) and (mirrored.scale > 0).all()
 
 
 def test_memory_layout_does_not_matter():

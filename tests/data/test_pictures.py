@@ -35,6 +35,11 @@ def test_crops_are_fixed_by_the_seed_and_differ_between_seeds(imagenet_root):
 
     assert torch.equal(images(0), images(0))
     assert not torch.equal(images(0), images(1))
+    single = ImageNet(str(imagenet_root))
+    files = [single.calibration(PREPROCESSING, 24, 1, seed) for seed in (0, 1)]
+    whole = [torch.cat([batch for batch, _ in batches]) for batches in files]
+    # The same 24 pictures in another order; with crops of their own, sorted sums cannot agree.
+    assert not torch.allclose(whole[0].sum((1, 2, 3)).sort()[0], whole[1].sum((1, 2, 3)).sort()[0])
     assert images(0).shape == (16, 3, 224, 224)
 
 
