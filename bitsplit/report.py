@@ -126,13 +126,24 @@ def write_tables(results: Path, folder: Path) -> dict[str, str]:
     }
     texts = {}
     for name, table in tables.items():
-        body = table.to_markdown(index=False, disable_numparse=True)
+        shown = table.map(_two_digits)
+        body = shown.to_markdown(index=False, disable_numparse=True)
         texts[name] = f"{captions[name]}.\n\n{body}\n"
         record.write_text(folder / f"{name}.md", texts[name])
         record.write_text(folder / f"{name}.csv", table.to_csv(index=False))
-        latex = table.map(lambda value: value.replace("±", r"$\pm$") if isinstance(value, str) else value)
-        record.write_text(folder / f"{name}.tex", latex.to_latex(index=False, caption=captions[name], na_rep=""))
+        latex = shown.map(_latex)
+        record.write_text(folder / f"{name}.tex", latex.to_latex(index=False, caption=captions[name]))
     return texts
+
+
+def _two_digits(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.2f}" if value == value else ""  # NaN: a column that this row has nothing for
+    return value
+
+
+def _latex(value: object) -> object:
+    return value.replace("±", r"$\pm$").replace("_", r"\_") if isinstance(value, str) else value
 
 
 def _standard(run: dict) -> bool:
