@@ -73,13 +73,11 @@ class LayerCall:
         """Input values at up to `count` random positions, (count, C)."""
         if self.geometry is None:
             rows = self.input.reshape(-1, self.input.shape[-1])
-        else:
-            x = self.input if self.input.dim() == 4 else self.input.unsqueeze(0)
-            rows = x.movedim(1, -1)
-            position = _choose(rows.shape[0] * rows.shape[1] * rows.shape[2], count, generator, x.device)
-            height, width = x.shape[-2:]
-            return x[position // (height * width), :, position // width % height, position % width]
-        return rows[_choose(len(rows), count, generator, rows.device)]
+            return rows[_choose(len(rows), count, generator, rows.device)]
+        x = self.input if self.input.dim() == 4 else self.input.unsqueeze(0)
+        height, width = x.shape[-2:]
+        position = _choose(len(x) * height * width, count, generator, x.device)
+        return x[position // (height * width), :, position // width % height, position % width]
 
 
 class LayerCalls(TorchFunctionMode):

@@ -51,6 +51,7 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
     Raises InputError for whatever the user can put right, before anything is written.
     """
     started = time.perf_counter()
+    record.commit()  # asked before the run: the tree may change while it lasts
     method: Method = instantiate(config.method)
     settings = settings_of(config)
     device = _device(config.device)

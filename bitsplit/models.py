@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,7 +147,7 @@ def _torchvision_weights(enum: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         weights.get_state_dict(progress=True, check_hash=True)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise InputError(
             f"the weights could not be downloaded ({getattr(error, 'reason', error)}); on a machine with a network "
             f"fetch {weights.url} and put it at {path}, or give model.weights=FILE"

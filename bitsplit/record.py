@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def provenance() -> dict:
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
         "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
-        "commit": _commit(),
+        "commit": commit(),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if _MAC else 2**10), 1),
     }
 
@@ -128,7 +129,8 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
-def _commit() -> str:
+@lru_cache
+def commit() -> str:
     """Commit of this source tree, marked where tracked files differ from it; "unknown" outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     try:

@@ -140,6 +140,15 @@ def test_weights_that_cannot_be_downloaded_say_where_to_put_them(command, tmp_pa
     assert not list(tmp_path.rglob("*.pth"))
 
 
+def test_imagenette_that_cannot_be_downloaded_leaves_nothing_behind(command, tmp_path, resnet18_weights):
+    closed = {"https_proxy": "http://127.0.0.1:9"}
+    root = tmp_path / "imagenette"
+    done = command("data=imagenette", f"data.root={root}", f"model.weights={resnet18_weights}", **closed)
+    assert done.returncode == 2 and "imagenette2-320.tgz" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not list(root.iterdir())
+
+
 def test_weights_of_another_network_and_broken_ones(command, tmp_path, resnet18_weights):
     assert_refused(command("data=glyphs", f"model.weights={resnet18_weights}"), "another network")
     whole = tmp_path / "whole.pth"

@@ -3,8 +3,8 @@
 A class is known by its WordNet id, so subsets keep the indices of the 1,000-class networks.
 """
 
-import urllib.error
-from collections.abc import Iterable
+import os
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,18 +97,18 @@ class Imagenette(ImageNet):
             raise InputError("give a folder for Imagenette with data.root=PATH")
         folder = Path(self.root) / "imagenette2-320"
         if not folder.is_dir():
-            try:
-                torchvision.datasets.Imagenette(self.root, split="val", size="320px", download=True)
-            except (urllib.error.URLError, OSError, RuntimeError) as error:
-                raise InputError(
-                    f"Imagenette could not be downloaded ({error}); put imagenette2-320.tgz into {self.root} "
-                    "and unpack it there"
-                ) from error
+            self._download(folder)
         return folder
 
-
-def automatic(root: str | None = None, resize: int | None = 256) -> Iterable:
-    """ImageNet where a root is given, else the embedded glyphs."""
-    from bitsplit.data.glyphs import Glyphs
-
-    return ImageNet(root, resize) if root else Glyphs()
+    def _download(self, folder: Path) -> None:
+        """Downloads and unpacks beside the place, then renames: an interrupted download leaves nothing behind."""
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                torchvision.datasets.Imagenette(scratch, split="val", size="320px", download=True)
+                os.replace(Path(scratch) / folder.name, folder)
+        except (OSError, RuntimeError) as error:  # URLError is an OSError
+            raise InputError(
+                f"Imagenette could not be downloaded ({error}); put imagenette2-320.tgz into {self.root} "
+                "and unpack it there"
+            ) from error
