@@ -23,7 +23,13 @@ METHOD_TITLES = {
     "bitsplit": "Bit-split",
     "bitsplit_per_channel": "Bit-split-per-channel",
 }
-MODEL_TITLES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet101": "ResNet-101", "vgg16_bn": "VGG-16-BN"}
+MODEL_TITLES = {
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+    "vgg16_bn": "VGG-16-BN",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+}
 FULL_IMAGENET = "imagenet"  # the only folder in which the paper's numbers stand beside ours
 
 
@@ -87,10 +93,10 @@ def runs_table(runs: list[dict]) -> pandas.DataFrame:
 def table4(runs: list[dict], paper: pandas.DataFrame, beside_paper: bool) -> pandas.DataFrame:
     """Table 4 of the paper: methods × networks at A8W4 and A4W4, top-1 in percent with its 95% interval.
 
-    A cell without a record prints "not run". With `beside_paper` the paper's number follows in brackets.
+    Networks that the paper does not have follow its own. A cell without a record prints "not run". With `beside_paper` the paper's number follows in brackets.
     """
     own = {(run["model"], run["method"], run["wbits"], run["abits"]): run for run in runs if _standard(run)}
-    models = list(dict.fromkeys(paper["model"]))
+    models = list(dict.fromkeys([*paper["model"], *(model for model, *_ in own)]))
     rows = []
     for (abits, wbits, method), published in paper.groupby(["abits", "wbits", "method"], sort=False):
         row = {"setting": "" if method == "fp32" else f"A{abits}W{wbits}", "method": METHOD_TITLES[method]}
@@ -104,7 +110,7 @@ def table4(runs: list[dict], paper: pandas.DataFrame, beside_paper: bool) -> pan
             reported = published.loc[published["model"] == model, "top1"]
             if beside_paper and reported.notna().any():
                 text += f" (paper {reported.iloc[0]:.1f})"
-            row[MODEL_TITLES[model]] = text
+            row[MODEL_TITLES.get(model, model)] = text
         rows.append(row)
     return pandas.DataFrame(rows)
 

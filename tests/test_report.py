@@ -1,6 +1,7 @@
 """Tables from records: their numbers, the paper's beside them only on the paper's data, and the files as committed."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,15 @@ def test_table4_shows_what_ran_and_says_so_of_the_rest(runs):
     assert set(others) == {"not run"}
     assert table.loc[("A4W4", "LAPQ"), "ResNet-18"] == "not run"
     assert not table.map(lambda text: "paper" in text).to_numpy().any()
+
+
+def test_every_number_of_the_readmes_results_is_in_the_tables():
+    section = (ROOT / "README.md").read_text().split("## Results")[1].split("\n## ")[0]
+    tables = "".join(path.read_text() for path in (ROOT / "results").rglob("*.md") if path.parent.name != "paper")
+    tables += (ROOT / "results" / "paper" / "imagenet_bitwidth_sweep.csv").read_text()
+    shown = re.findall(r"\b\d{1,2}\.\d{1,2}\b", section)
+    assert len(shown) > 20
+    assert not [number for number in shown if not re.search(rf"\b{re.escape(number)}\b", tables)]
 
 
 def test_the_papers_numbers_stand_beside_ours_where_asked(runs):
