@@ -6,7 +6,7 @@ import sys
 # Hydra then raises its own errors instead of printing them at length; `main` makes one line of each.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
-# Huge pages for torch's feature maps, where the system has them: half of a CPU's time at 224×224 is page faults without.
+# Huge pages for torch's feature maps, where the system has them: else page faults take half the time at 224×224.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import hydra

@@ -93,7 +93,8 @@ def runs_table(runs: list[dict]) -> pandas.DataFrame:
 def table4(runs: list[dict], paper: pandas.DataFrame, beside_paper: bool) -> pandas.DataFrame:
     """Table 4 of the paper: methods × networks at A8W4 and A4W4, top-1 in percent with its 95% interval.
 
-    Networks that the paper does not have follow its own. A cell without a record prints "not run". With `beside_paper` the paper's number follows in brackets.
+    Networks that the paper does not have follow its own. A cell without a record prints "not run". With `beside_paper`
+    the paper's number follows in brackets.
     """
     own = {(run["model"], run["method"], run["wbits"], run["abits"]): run for run in runs if _standard(run)}
     models = list(dict.fromkeys([*paper["model"], *(model for model, *_ in own)]))

@@ -29,8 +29,9 @@ def command(tmp_path):
     """Runs `python run.py ARGUMENTS` with its records under tmp_path/results; returns the finished process."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        line = [sys.executable, str(ROOT / "run.py"), f"results={tmp_path / 'results'}", *arguments]
+        line = [sys.executable, str(ROOT / "run.py"), *arguments, f"results={tmp_path / 'results'}"]
         variables = {k: v for k, v in os.environ.items() if k != "IMAGENET_ROOT"} | environment
+        variables["OMP_NUM_THREADS"] = variables["NUMBA_NUM_THREADS"] = "1"  # the test runner fills the cores already
         return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=300)
 
     return run

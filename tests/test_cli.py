@@ -44,7 +44,7 @@ def test_a_run_writes_a_record_and_is_not_repeated_until_forced(command, tmp_pat
 
 
 def test_a_sweep_runs_every_combination(command, tmp_path):
-    done = command(*GLYPHS, "-m", "method=bitsplit,tflite", "wbits=3,8", "abits=32")
+    done = command("-m", *GLYPHS, "method=bitsplit,tflite", "wbits=3,8", "abits=32")
     assert done.returncode == 0, done.stderr
     found = [json.loads(path.read_text()) for path in records(tmp_path)]
     assert {(r["method"], r["wbits"]) for r in found} == {(m, b) for m in ("bitsplit", "tflite") for b in (3, 8)}
