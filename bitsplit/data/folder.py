@@ -39,11 +39,11 @@ class Folder:
         order = calibration_order(len(self._paths), batch_size * batches, seed)
         paths = [self._paths[i] for i in order]
         files = PictureFiles(paths, [UNLABELLED] * len(paths), preprocessing.augmentation(), seed)
-        return PictureBatches(files, batch_size, drop_last=True)
+        return PictureBatches(files, preprocessing, batch_size, drop_last=True)
 
     def validation(self, preprocessing: Preprocessing, batch_size: int) -> PictureBatches:
         files = PictureFiles(self._paths, [UNLABELLED] * len(self._paths), preprocessing.evaluation(self.resize))
-        return PictureBatches(files, batch_size)
+        return PictureBatches(files, preprocessing, batch_size)
 
     @cached_property
     def _paths(self) -> list[Path]:

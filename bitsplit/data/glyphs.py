@@ -165,7 +165,7 @@ class GlyphBatches:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, preprocessing: Preprocessing, batch_size: int):
         self._images, self._labels, self._batch_size = images, labels, batch_size
-        self._mean, self._std = (torch.tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+        self._preprocessing = preprocessing
 
     def __len__(self) -> int:
         return -(-len(self._labels) // self._batch_size)
@@ -174,4 +174,4 @@ class GlyphBatches:
         for start in range(0, len(self._labels), self._batch_size):
             batch = slice(start, start + self._batch_size)
             images = torch.from_numpy(self._images[batch]).permute(0, 3, 1, 2).contiguous()
-            yield (images / 255 - self._mean) / self._std, torch.from_numpy(self._labels[batch])
+            yield self._preprocessing.normalise(images), torch.from_numpy(self._labels[batch])

@@ -49,10 +49,11 @@ class ImageNet:
         check_calibration(len(paths), batch_size)
         order = calibration_order(len(paths), batch_size * batches, seed)
         files = PictureFiles([paths[i] for i in order], [labels[i] for i in order], preprocessing.augmentation(), seed)
-        return PictureBatches(files, batch_size, drop_last=True)
+        return PictureBatches(files, preprocessing, batch_size, drop_last=True)
 
     def validation(self, preprocessing: Preprocessing, batch_size: int) -> PictureBatches:
-        return PictureBatches(PictureFiles(*self._validation, preprocessing.evaluation(self.resize)), batch_size)
+        files = PictureFiles(*self._validation, preprocessing.evaluation(self.resize))
+        return PictureBatches(files, preprocessing, batch_size)
 
     @cached_property
     def _train(self) -> tuple[list[Path], list[int]]:

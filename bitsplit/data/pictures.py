@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from bitsplit.errors import InputError
 from bitsplit.vision import transforms as v2
 
+_MEMORY = 2**30  # bytes of decoded pictures that are kept
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"])
 
 
@@ -28,17 +29,19 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def evaluation(self, resize: int | None) -> Callable[[Image.Image], Tensor]:
-        """Shorter side to `resize` (as it is where None), centre crop, normalised."""
+        """Shorter side to `resize` (as it is where None) and centre crop; uint8 (3, H, W)."""
         shrink = [v2.Resize(resize, v2.InterpolationMode(self.interpolation))] if resize else []
-        return v2.Compose([*shrink, v2.CenterCrop(self.crop), *self._to_tensor()])
+        return v2.Compose([*shrink, v2.CenterCrop(self.crop), v2.PILToTensor()])
 
     def augmentation(self) -> Callable[[Image.Image], Tensor]:
-        """Random-resized crop and flip, as in training; the authors calibrate on such crops."""
+        """Random-resized crop and flip, as in training; uint8 (3, H, W). The authors calibrate on such crops."""
         crop = v2.RandomResizedCrop(self.crop, interpolation=v2.InterpolationMode(self.interpolation))
-        return v2.Compose([crop, v2.RandomHorizontalFlip(), *self._to_tensor()])
+        return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
-    def _to_tensor(self) -> list[Callable]:
-        return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
+    def normalise(self, images: Tensor) -> Tensor:
+        """The network's float32 input of uint8 images (N, 3, H, W)."""
+        unit = v2.functional.to_dtype(images, torch.float32, scale=True)
+        return v2.functional.normalize(unit, list(self.mean), list(self.std), inplace=True)
 
 
 class PictureFiles(Dataset):
@@ -69,11 +72,15 @@ class PictureFiles(Dataset):
 class PictureBatches:
     """Batches (images (N, 3, H, W), labels (N,)) of picture files, in a fixed order, as often as asked for.
 
-    `skipped` holds the damaged files met so far; each is named on stderr once.
+    Pictures that fit in memory are decoded once. `skipped` holds the damaged files met so far; each is named on stderr
+    once.
     """
 
-    def __init__(self, files: PictureFiles, batch_size: int, drop_last: bool = False):
+    def __init__(self, files: PictureFiles, preprocessing: Preprocessing, batch_size: int, drop_last: bool = False):
         self.skipped: set[str] = set()
+        self._preprocessing = preprocessing
+        self._fit_in_memory = len(files) * 3 * preprocessing.crop**2 <= _MEMORY
+        self._decoded: list[tuple[Tensor, Tensor]] | None = None
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self._loader = DataLoader(
             files, batch_size, num_workers=min(cores, 8), drop_last=drop_last, collate_fn=_readable_only
@@ -83,6 +90,14 @@ class PictureBatches:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        decoded = []
+        for images, labels in self._decoded or self._decode():
+            if self._fit_in_memory:
+                decoded.append((images, labels))
+            yield self._preprocessing.normalise(images), labels
+        self._decoded = decoded or None  # not reached by a reader that stops early
+
+    def _decode(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels, damaged in self._loader:
             for path in sorted(set(damaged) - self.skipped):
                 print(f"warning: skipped {path}: not a readable picture", file=sys.stderr)

@@ -43,10 +43,14 @@ class Classification:
         logits, labels, skipped = self._predict(module, what)
         return metrics(logits, labels, self.floating_point[0], skipped)
 
+    @cached_property
+    def _validation(self) -> Iterable:
+        preprocessing = self.network.preprocessing
+        return self.data.validation(preprocessing, EVALUATION_PIXELS // preprocessing.crop**2)
+
     @torch.inference_mode()
     def _predict(self, module: nn.Module, what: str) -> tuple[Tensor, Tensor, int]:
-        preprocessing = self.network.preprocessing
-        batches = self.data.validation(preprocessing, EVALUATION_PIXELS // preprocessing.crop**2)
+        batches = self._validation
         logits, labels = [], []
         for images, batch_labels in tqdm(batches, what, disable=None, leave=False):
             logits.append(module(images.to(self.device, memory_format=torch.channels_last)).float().cpu())
