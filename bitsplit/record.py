@@ -131,9 +131,13 @@ def _processor() -> str:
 
 @lru_cache
 def commit() -> str:
-    """Commit of this source tree, marked where tracked files differ from it; "unknown" outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    """Commit of this source tree, with "-dirty" where code or configuration differs; "unknown" outside a repository."""
+    tree = Path(__file__).resolve().parents[1]
+    git = ["git", "-C", str(tree)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = [*git, "status", "--porcelain", "--", "bitsplit", "conf", "run.py"]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{head}-dirty" if changed else head
