@@ -104,8 +104,10 @@ def generator_for(name: str, seed: int, device: torch.device) -> torch.Generator
 
 
 @torch.no_grad()
-def collect_statistics(network: nn.Module, batches: Iterable[Tensor], total: int, patches: int, seed: int):
-    """Gram and cross matrices of every layer from one pass over `batches` (`total` of them); `Statistics`.
+def collect_statistics(
+    network: nn.Module, batches: Iterable[Tensor], total: int, patches: int, seed: int
+) -> Statistics:
+    """Gram and cross matrices of every layer from one pass over `batches` (`total` of them).
 
     About `patches` random patches per layer in all, the same number from each batch. The network must be in eval mode.
     Raises InputError when a layer or the output meets NaN or infinity.

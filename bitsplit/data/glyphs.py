@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import matplotlib
@@ -152,26 +153,31 @@ class Glyphs:
     def calibration(self, preprocessing: Preprocessing, batch_size: int, batches: int, seed: int) -> "GlyphBatches":
         check_calibration(TRAINING_PICTURES, batch_size)
         wanted = min(batches, TRAINING_PICTURES // batch_size) * batch_size
-        images, labels = pictures("train", wanted)
         order = np.random.default_rng(seed).permutation(wanted)
-        return GlyphBatches(images[order], labels[order], preprocessing, batch_size)
+        return GlyphBatches("train", order, preprocessing, batch_size)
 
     def validation(self, preprocessing: Preprocessing, batch_size: int) -> "GlyphBatches":
-        return GlyphBatches(*pictures("val", self.validation_pictures), preprocessing, batch_size)
+        return GlyphBatches("val", np.arange(self.validation_pictures), preprocessing, batch_size)
 
 
 class GlyphBatches:
-    """Batches (images (N, 3, 64, 64), labels (N,)) of pictures that lie in memory."""
+    """Batches (images (N, 3, 64, 64), labels (N,)) of the first pictures of a split, in the given order.
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, preprocessing: Preprocessing, batch_size: int):
-        self._images, self._labels, self._batch_size = images, labels, batch_size
-        self._preprocessing = preprocessing
+    They are drawn, or read from the cache, when the first batch is asked for.
+    """
+
+    def __init__(self, split: str, order: np.ndarray, preprocessing: Preprocessing, batch_size: int):
+        self._split, self._order, self._preprocessing, self._batch_size = split, order, preprocessing, batch_size
 
     def __len__(self) -> int:
-        return -(-len(self._labels) // self._batch_size)
+        return -(-len(self._order) // self._batch_size)
+
+    @cached_property
+    def _pictures(self) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = pictures(self._split, len(self._order))
+        return torch.from_numpy(images[self._order]).permute(0, 3, 1, 2), torch.from_numpy(labels[self._order])
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in range(0, len(self._labels), self._batch_size):
-            batch = slice(start, start + self._batch_size)
-            images = torch.from_numpy(self._images[batch]).permute(0, 3, 1, 2).contiguous()
-            yield self._preprocessing.normalise(images), torch.from_numpy(self._labels[batch])
+        images, labels = self._pictures
+        for batch, target in zip(images.split(self._batch_size), labels.split(self._batch_size), strict=True):
+            yield self._preprocessing.normalise(batch.contiguous()), target
