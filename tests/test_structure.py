@@ -76,8 +76,7 @@ def composed(*overrides: str):
     [f"{path.parent.name}={path.stem}" for path in sorted((ROOT / "conf").glob("*/*.yaml"))],
 )
 def test_every_config_composes(choice):
-    prefix = "+" if choice.startswith("experiment=") else ""
-    cfg = composed(choice if not prefix else choice)
+    cfg = composed(choice)
     for group in ("model", "data", "method"):
         assert cfg[group]._target_.startswith("bitsplit.")
 

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from bitsplit.data import glyph_drawing
-from bitsplit.data.pictures import Preprocessing, check_calibration
+from bitsplit.data.pictures import Preprocessing, available_cores, check_calibration
 
 TRAINING_PICTURES = 30_000
 SHARD = 2000  # pictures per file
@@ -108,7 +108,7 @@ def _draw_shards(split: str, shards: list[int]) -> Iterator[tuple[int, np.ndarra
     # A forked worker does not import the caller's script again, so a script needs no `__main__` guard.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     context = multiprocessing.get_context(method)
-    pool = ProcessPoolExecutor(_cores(), context, initializer=_leave_interrupts_to_parent)
+    pool = ProcessPoolExecutor(available_cores(), context, initializer=_leave_interrupts_to_parent)
     try:
         chunks = pool.map(_draw_chunk, jobs)
         with tqdm(
@@ -131,10 +131,6 @@ def _draw_chunk(job: tuple[str, int]) -> np.ndarray:
 
 def _leave_interrupts_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,8 @@ class PictureBatches:
         self._preprocessing = preprocessing
         self._fit_in_memory = len(files) * 3 * preprocessing.crop**2 <= _MEMORY
         self._decoded: list[tuple[Tensor, Tensor]] | None = None
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self._loader = DataLoader(
-            files, batch_size, num_workers=min(cores, 8), drop_last=drop_last, collate_fn=_readable_only
+            files, batch_size, num_workers=min(available_cores(), 8), drop_last=drop_last, collate_fn=_readable_only
         )
 
     def __len__(self) -> int:
@@ -113,6 +112,11 @@ def _readable_only(samples: list[tuple[Tensor | None, int, str]]) -> tuple[Tenso
         return torch.empty(0), torch.empty(0, dtype=torch.int64), damaged
     images, labels = zip(*readable, strict=True)
     return torch.stack(images), torch.tensor(labels), damaged
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def picture_paths(folder: Path) -> list[Path]:
