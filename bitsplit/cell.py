@@ -61,7 +61,7 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
     bench = _bench(model, data, wanted, batches, settings.seed, device)
     batch_norm = settings.batch_norm.decided(method.batch_norm, available=len(bench.calibration))
     own = BatchNorm().decided(method.batch_norm, available=len(bench.calibration))
-    settings = dataclasses.replace(settings, batch_norm=batch_norm)
+    settings = dataclasses.replace(settings, bits=settings.bits.decided(method.edge_bits), batch_norm=batch_norm)
     identity = _identity(bench, method, settings)
     bits = settings.bits
     name = {"model": bench.task.network.name, "method": method.name}
@@ -133,7 +133,7 @@ def _identity(bench: Bench, method: Method, settings: Settings) -> dict:
 def _variant(method: Method, settings: Settings, own: BatchNorm) -> str:
     """Names what differs from the method's own settings, "" for nothing, so that variants have files of their own."""
     groups = {
-        "bits": (settings.bits, Bits(settings.bits.wbits, settings.bits.abits)),
+        "bits": (settings.bits, Bits(settings.bits.wbits, settings.bits.abits).decided(method.edge_bits)),
         "calibration": (settings.calibration, Calibration()),
         "batch_norm": (settings.batch_norm, own),
         "method": (method, type(method)()),

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, fields, replace
 from bitsplit.errors import InputError
 
 FLOAT_BITS = 32  # the bit-width that means "leave it in floating point"
-BATCH_NORM_MODES = ("auto", "none", "reestimate", "shift")
+AUTO = "auto"  # what the method prescribes
+BATCH_NORM_MODES = (AUTO, "none", "reestimate", "shift")
 
 
 def check_bits(name: str, bits: object) -> int:
@@ -24,17 +25,27 @@ def _check_positive(settings: object, *skip: str) -> None:
 
 @dataclass(frozen=True)
 class Bits:
-    """Bit-widths by role. The image that enters the first layer is never quantized (the authors' convention)."""
+    """Bit-widths by role. The image that enters the first layer is never quantized (the authors' convention).
+
+    "auto" for the first and the last layer is what the method prescribes: 8, or 32 where it leaves them alone.
+    """
 
     wbits: int = 4
     abits: int = 4
-    first_wbits: int = 8
-    last_wbits: int = 8
-    last_abits: int = 8
+    first_wbits: int | str = AUTO
+    last_wbits: int | str = AUTO
+    last_abits: int | str = AUTO
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            check_bits(entry.name, getattr(self, entry.name))
+            value = getattr(self, entry.name)
+            if entry.name in ("wbits", "abits") or value != AUTO:
+                check_bits(entry.name, value)
+
+    def decided(self, prescribed: int) -> "Bits":
+        """These bits with "auto" decided, for a method that prescribes a bit-width for the first and last layer."""
+        edges = ("first_wbits", "last_wbits", "last_abits")
+        return replace(self, **{name: prescribed for name in edges if getattr(self, name) == AUTO})
 
     @property
     def floating_point(self) -> bool:
@@ -77,7 +88,7 @@ class BatchNorm:
     statistics of few pictures are further from the trained ones than quantization takes them.
     """
 
-    mode: str = "auto"
+    mode: str = AUTO
     batches: int = 200
     momentum: float = 0.1
 
@@ -90,7 +101,7 @@ class BatchNorm:
 
     def decided(self, prescribed: str, available: int) -> "BatchNorm":
         """These settings with "auto" decided, for a method that prescribes a mode and data of `available` batches."""
-        if self.mode != "auto":
+        if self.mode != AUTO:
             return self
         scarce = prescribed == "reestimate" and available < self.batches
         return replace(self, mode="shift" if scarce else prescribed)

@@ -14,19 +14,32 @@ class Grid:
     """Integers of `bits` bits; a value is `scale * code`.
 
     Signed grids are symmetric, -(2^(bits-1)-1) .. 2^(bits-1)-1; unsigned ones, for inputs that no negative value
-    reaches, are 0 .. 2^bits-1. Rounding is half to even.
+    reaches, are 0 .. 2^bits-1. Rounding is half to even. Where every channel has bits of its own, `bits` is a tensor of
+    the scale's shape, in floating point; channels of 0 bits, and signed ones of 1, have the code 0 alone.
     """
 
-    bits: int
+    bits: int | Tensor
     signed: bool = True
 
     @property
-    def high(self) -> int:
+    def high(self) -> int | Tensor:
+        if isinstance(self.bits, Tensor):
+            return (2 ** (self.bits - 1) - 1).clamp_min(0) if self.signed else 2**self.bits - 1
         return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
 
     @property
-    def low(self) -> int:
+    def low(self) -> int | Tensor:
+        if isinstance(self.bits, Tensor):
+            return -self.high if self.signed else torch.zeros_like(self.bits)
         return -self.high if self.signed else 0
+
+    def reshaped(self, *shape: int) -> "Grid":
+        """The same grid with its channels' bits in another shape, to broadcast against other values."""
+        return Grid(self.bits.reshape(shape), self.signed) if isinstance(self.bits, Tensor) else self
+
+    def magnitude(self, values: Tensor) -> Tensor:
+        """How far `values` reach into the grid: |x|, and nothing for negative values on an unsigned one."""
+        return values.abs() if self.signed else values.clamp_min(0)
 
     def quantize(self, values: Tensor, scale: Tensor) -> Tensor:
         """Codes of `values`, in the dtype of `values`; `scale` broadcasts against them."""
@@ -39,7 +52,7 @@ class Grid:
         """
         if values.shape[-1] == 0:
             return values.new_ones(values.shape[:-1])
-        scale = (values.abs() if self.signed else values).amax(dim=-1).clamp_min(0) / self.high
+        scale = self.magnitude(values).amax(dim=-1) / self.high
         return torch.where(scale > 0, scale, torch.ones_like(scale))
 
     def scale_by_alternation(self, values: Tensor) -> Tensor:

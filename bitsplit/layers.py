@@ -12,48 +12,82 @@ from bitsplit.grid import Grid
 
 
 class InputQuantizer(nn.Module):
-    """Rounds a layer's input to `grid`, with one scale for the whole tensor."""
+    """Rounds a layer's input to `grid`, with one scale () for the whole tensor or one for each channel (C,).
 
-    def __init__(self, grid: Grid, scale: Tensor):
+    `positions` is the number of dimensions behind the channels': 2 for a convolution's input, 0 for a linear layer's.
+    """
+
+    def __init__(self, grid: Grid, scale: Tensor, positions: int = 0):
         super().__init__()
-        self.grid = grid
-        self.register_buffer("scale", scale.detach().float().reshape(()))
+        self.signed = grid.signed
+        by_channel = (-1, *[1] * positions)
+        if isinstance(grid.bits, Tensor):
+            self.register_buffer("bits", grid.bits.reshape(by_channel))
+        else:
+            self.bits = grid.bits
+        self.register_buffer("scale", scale.detach().float().reshape(by_channel if scale.dim() else ()))
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.bits, self.signed)
 
     def forward(self, x: Tensor) -> Tensor:
         # In-place passes: on a CPU faster than torch's fused operator, which also writes a gradient mask.
         return self.grid.quantize(x, self.scale).mul_(self.scale)
 
     def extra_repr(self) -> str:
-        return f"bits={self.grid.bits}, signed={self.grid.signed}, scale={self.scale.item():.4g}"
+        bits = f"mean {self.bits.mean().item():.3g}" if isinstance(self.bits, Tensor) else self.bits
+        scale = f"{self.scale.item():.4g}" if self.scale.numel() == 1 else f"{self.scale.numel()} channels"
+        return f"bits={bits}, signed={self.signed}, scale={scale}"
 
 
 class QuantizedLayer(nn.Module):
     """A convolution or linear layer with integer weights, a quantized input, or both.
 
-    `layer` is the original module with the dequantized weight in the place of its parameter, so that its own forward,
-    whatever it does, runs unchanged. codes int8 has the weight's shape, scale (out_channels,) the weight's dtype; both
-    are None where the weights stay in floating point, as `input_quantizer` is where the input does. Other attributes
-    are those of `layer`.
+    `layer` is the original module with the dequantized weight, scale · codes + offset, in the place of its parameter,
+    so that its own forward, whatever it does, runs unchanged. codes int8 has the weight's shape, scale and offset
+    (out_channels,) the weight's dtype; they are None where the weights stay in floating point (offset also where the
+    method has none), as `input_quantizer` is where the input does. Other attributes are those of `layer`.
     """
 
-    def __init__(self, layer: nn.Module, codes: Tensor | None = None, scale: Tensor | None = None):
+    def __init__(
+        self,
+        layer: nn.Module,
+        codes: Tensor | None = None,
+        scale: Tensor | None = None,
+        offset: Tensor | None = None,
+    ):
         super().__init__()
-        if codes is not None:
-            weight = layer.weight
-            codes = codes.to(torch.int8).reshape(weight.shape)
-            scale = scale.detach().reshape(-1).to(weight.dtype)
-            del layer.weight
-            layer.register_buffer("weight", _dequantize(codes, scale), persistent=False)
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
+        self.register_buffer("codes", None)
+        self.register_buffer("scale", None)
+        self.register_buffer("offset", None)
         self.layer = layer
         self.input_quantizer: InputQuantizer | None = None
+        if codes is not None:
+            weight = layer.weight
+            del layer.weight
+            layer.register_buffer("weight", torch.empty_like(weight, requires_grad=False), persistent=False)
+            self.put(codes, scale, offset)
+
+    def put(self, codes: Tensor, scale: Tensor, offset: Tensor | None) -> None:
+        """Replaces the integer weights."""
+        weight = self.layer.weight
+        self.codes = codes.to(torch.int8).reshape(weight.shape)
+        self.scale, self.offset = (
+            given if given is None else given.detach().reshape(-1).to(weight.dtype) for given in (scale, offset)
+        )
+        self._dequantize()
+
+    def _dequantize(self) -> None:
+        channelwise = (-1, *[1] * (self.codes.dim() - 1))
+        weight = self.codes.to(self.scale.dtype) * self.scale.reshape(channelwise)
+        with torch.no_grad():
+            self.layer.weight.copy_(weight if self.offset is None else weight + self.offset.reshape(channelwise))
 
     def _load_from_state_dict(self, *arguments) -> None:
         super()._load_from_state_dict(*arguments)
         if self.codes is not None:  # the dequantized weight is not part of the state
-            with torch.no_grad():
-                self.layer.weight.copy_(_dequantize(self.codes, self.scale))
+            self._dequantize()
 
     def forward(self, x: Tensor, *args, **kwargs):
         if self.input_quantizer is not None:
@@ -65,10 +99,6 @@ class QuantizedLayer(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("layer"), name)
-
-
-def _dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    return codes.to(scale.dtype) * scale.reshape(-1, *[1] * (codes.dim() - 1))
 
 
 def replace_module(network: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import safetensors
 import safetensors.torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from bitsplit.data.pictures import Preprocessing
 from bitsplit.errors import InputError
+from bitsplit.narrow import narrow
 from bitsplit.vision import torchvision
 
 SHIPPED = Path(__file__).with_name("weights")
@@ -33,47 +35,42 @@ class Network:
     sha256: str
 
 
-class NarrowResNet(torchvision.models.ResNet):
-    """torchvision's ResNet with every channel count divided by `divisor`; depth and topology are unchanged."""
-
-    def __init__(self, block, layers: list[int], num_classes: int, divisor: int = 4):
-        self.divisor = divisor  # `_make_layer` below already needs it inside the parent's constructor
-        super().__init__(block, layers, num_classes)
-        stem = 64 // divisor
-        self.conv1 = nn.Conv2d(3, stem, kernel_size=7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.bn1 = nn.BatchNorm2d(stem)
-        self.fc = nn.Linear(512 // divisor * block.expansion, num_classes)
-
-    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
-        if planes == 64:  # the first stage still expects the parent's 64-channel stem
-            self.inplanes = 64 // self.divisor
-        return super()._make_layer(block, planes // self.divisor, blocks, stride, dilate)
-
-
-def narrow_resnet18(num_classes: int = GLYPHS_CLASSES) -> NarrowResNet:
-    """Quarter-width ResNet-18."""
-    return NarrowResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes)
-
-
 @dataclass(frozen=True)
-class ResNet18:
-    """ResNet-18: torchvision's IMAGENET1K_V1 weights for ImageNet-like data, the shipped quarter-width one for glyphs.
+class _PaperNetwork:
+    """A network of the paper: torchvision's IMAGENET1K_V1 weights for ImageNet-like data, the shipped reduced-width
+    one for glyphs.
 
     `weights` is a state dict of the same architecture (.pth or .safetensors) to use instead.
     """
 
     weights: str | None = None
 
-    name = "resnet18"
+    name: ClassVar[str]
 
     def load(self, domain: str) -> Network:
         if domain == "glyphs":
-            path = Path(self.weights) if self.weights else _shipped("resnet18_glyphs.safetensors")
-            return _network(self.name, narrow_resnet18(), path, GLYPHS_PREPROCESSING)
-        module = torchvision.models.resnet18()
-        path = Path(self.weights) if self.weights else _torchvision_weights("ResNet18_Weights")
+            path = Path(self.weights) if self.weights else _shipped(f"{self.name}_glyphs.safetensors")
+            return _network(self.name, narrow(self.name, GLYPHS_CLASSES), path, GLYPHS_PREPROCESSING)
+        path = Path(self.weights) if self.weights else _torchvision_weights(self.name)
+        # Everything is loaded: random initial values would take a second and more.
+        module = torchvision.models.get_model(self.name, **({"init_weights": False} if "vgg" in self.name else {}))
         return _network(self.name, module, path, Preprocessing())
+
+
+class ResNet18(_PaperNetwork):
+    name = "resnet18"
+
+
+class ResNet50(_PaperNetwork):
+    name = "resnet50"
+
+
+class ResNet101(_PaperNetwork):
+    name = "resnet101"
+
+
+class VGG16BN(_PaperNetwork):
+    name = "vgg16_bn"
 
 
 @dataclass(frozen=True)
@@ -141,12 +138,12 @@ def _shipped(file: str) -> Path:
     return path
 
 
-def _torchvision_weights(enum: str) -> Path:
+def _torchvision_weights(name: str) -> Path:
     """Local path of torchvision's IMAGENET1K_V1 weights, downloaded on first use.
 
     The file's name ends in the first digits of its SHA-256, which the download checks.
     """
-    weights = torchvision.models.get_weight(f"{enum}.IMAGENET1K_V1")
+    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not path.exists():
         try:

@@ -1,24 +1,22 @@
 """Post-training quantization of a whole network: the order of steps, and nothing but the order (METHODS, section 4).
 
-statistics → weights → batch-norm → activation scales → batch-norm
+statistics → weights → batch-norm → activation scales → [refinement of all scales] → batch-norm
 """
 
 import copy
 import functools
-import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pandas
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bitsplit.config import FLOAT_BITS, BatchNorm, Settings
+from bitsplit.calibration import CalibrationBatches, CalibrationLoss
+from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Settings
 from bitsplit.errors import InputError
-from bitsplit.grid import Grid
 from bitsplit.layers import (
     BatchNormStatistics,
     InputQuantizer,
@@ -31,7 +29,7 @@ from bitsplit.layers import (
     set_batch_norm,
     shifted_batch_norm,
 )
-from bitsplit.methods.base import Codes, Method
+from bitsplit.methods.base import Codes, Method, RefinableInput, RefinableWeight
 from bitsplit.solver import objective
 from bitsplit.stats import (
     InputSamples,
@@ -42,36 +40,6 @@ from bitsplit.stats import (
     grouped_weight,
     weighted_layers,
 )
-
-
-class CalibrationBatches:
-    """Calibration images as often as they are needed, labels dropped, where and how the network's weights lie.
-
-    `source` yields batches (N, C, H, W) or (images, anything). A source that can be read only once, or whose length is
-    unknown, is kept in memory.
-    """
-
-    def __init__(self, source: Iterable, network: nn.Module):
-        self._source = source if hasattr(source, "__len__") and iter(source) is not source else list(source)
-        self._device, self._layout = _placement(network)
-        if len(self._source) == 0:
-            raise InputError("calibration is empty: give at least one batch of images")
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def count(self, limit: int) -> int:
-        return min(len(self), limit)
-
-    def first(self, limit: int) -> Iterator[Tensor]:
-        for batch in itertools.islice(self._source, limit):
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
-            if not isinstance(images, Tensor):
-                raise InputError(
-                    "calibration must yield image batches or (images, anything) tuples; "
-                    f"got an element of type {type(images).__name__}"
-                )
-            yield images.to(self._device, memory_format=self._layout if images.dim() == 4 else torch.preserve_format)
 
 
 @dataclass
@@ -115,19 +83,31 @@ def quantize(
     seconds["statistics"] = statistics.seconds
     if not statistics.layers:
         raise InputError("the network has no convolution or linear layer that the calibration pictures reach")
-    plans = _plan(statistics, settings)
+    plans = _plan(statistics, settings.bits.decided(method.edge_bits))
+    loss = CalibrationLoss(copy.deepcopy(network), network, batches) if method.refine else None
     with _timed(seconds, "batch_norm"):
         wanted = settings.batch_norm.decided(method.batch_norm, available=len(batches))
-        batch_norm = _BatchNormStep(network, batches, wanted)
+        batch_norm = _BatchNormStep(network, batches, wanted, statistics)
     with _timed(seconds, "weights"):
-        rows = _quantize_weights(network, statistics, plans, method)
+        rows, weights = _quantize_weights(network, statistics, plans, method)
     with _timed(seconds, "batch_norm"):
         batch_norm.apply(network)
+    inputs = []
     if settings.bits.abits != FLOAT_BITS:
         with _timed(seconds, "activations"):
-            _quantize_inputs(network, statistics, plans, method, batches, settings, rows)
+            inputs = _quantize_inputs(network, statistics, plans, method, batches, settings, rows)
+    if method.refine:
+        with _timed(seconds, "refinement"):
+            method.refine([layer.refinable() for layer in weights.values()], [i.refinable() for i in inputs], loss)
+    if settings.bits.abits != FLOAT_BITS:
         with _timed(seconds, "batch_norm"):
             batch_norm.apply(network)
+    for name, layer in weights.items():
+        rows[name]["relative_error"] = _relative_error(layer.dequantized, statistics.layers[name].stats)
+    for shared in inputs:
+        error = _input_error(shared)
+        for name in shared.names:
+            rows[name] |= {"signed": shared.quantizer.signed, "input_error": error}
     network.report = pandas.DataFrame(rows.values())
     return network.eval()
 
@@ -135,7 +115,8 @@ def quantize(
 def reestimated(network: nn.Module, calibration: Iterable, wanted: BatchNorm) -> nn.Module:
     """The floating-point network with the batch-norm re-estimation that `quantize` applies to the quantized one."""
     network = _evaluation_copy(network)
-    _BatchNormStep(network, CalibrationBatches(calibration, network), wanted).apply(network)
+    batches = CalibrationBatches(calibration, network)
+    _BatchNormStep(network, batches, wanted, Statistics()).apply(network)
     return network
 
 
@@ -145,21 +126,13 @@ def _evaluation_copy(network: nn.Module) -> nn.Module:
     return nn.Sequential(network) if isinstance(network, (nn.Conv2d, nn.Linear)) else network
 
 
-def _placement(network: nn.Module) -> tuple[torch.device, torch.memory_format]:
-    """The device and the memory layout of the network's weights, which its input should have too."""
-    weights = [*network.parameters(), *network.buffers()]
-    channels_last = any(w.dim() == 4 and not w.is_contiguous() for w in weights)
-    device = weights[0].device if weights else torch.device("cpu")
-    return device, torch.channels_last if channels_last else torch.preserve_format
-
-
 def _collect(network: nn.Module, batches: CalibrationBatches, settings: Settings) -> Statistics:
     wanted = settings.calibration
     total = batches.count(wanted.gram_batches)
     return collect_statistics(network, batches.first(total), total, wanted.patches, settings.seed)
 
 
-def _plan(statistics: Statistics, settings: Settings) -> dict[str, LayerPlan]:
+def _plan(statistics: Statistics, bits: Bits) -> dict[str, LayerPlan]:
     """Roles by the order of the calls: the first layer called reads the image, the last makes the prediction.
 
     No layer that reads the image reads it quantized.
@@ -169,25 +142,60 @@ def _plan(statistics: Statistics, settings: Settings) -> dict[str, LayerPlan]:
     roles = dict.fromkeys(names, "other") | {names[0]: "first", names[-1]: "last"}
     if len(names) == 1:
         roles[names[0]] = "only"
-    plans = {name: LayerPlan(name, role, *settings.bits.of(role)) for name, role in roles.items()}
+    plans = {name: LayerPlan(name, role, *bits.of(role)) for name, role in roles.items()}
     for name, plan in plans.items():
         if statistics.layers[name].source == image:
             plan.abits = FLOAT_BITS
     return plans
 
 
+@dataclass
+class _QuantizedWeight:
+    """A layer whose weights are integers now: its weight before and the modules that hold it, as they share it."""
+
+    before: Tensor  # (G, M, N)
+    bits: int
+    wrappers: list[QuantizedLayer]
+
+    @property
+    def dequantized(self) -> Tensor:
+        return grouped_weight(self.wrappers[0].layer)
+
+    def put(self, codes: Codes) -> None:
+        for wrapper in self.wrappers:
+            wrapper.put(codes.codes, codes.scale, codes.offset)
+
+    def refinable(self) -> RefinableWeight:
+        return RefinableWeight(self.before, self.bits, self.put)
+
+
+@dataclass
+class _QuantizedInput:
+    """A quantizer, the layers that read through it, and a sample of what it reads."""
+
+    names: list[str]
+    quantizer: InputQuantizer
+    samples: InputSamples
+
+    def refinable(self) -> RefinableInput:
+        return RefinableInput(self.samples, self.quantizer.grid, self.quantizer.scale.copy_)
+
+
 def _quantize_weights(
     network: nn.Module, statistics: Statistics, plans: dict[str, LayerPlan], method: Method
-) -> dict[str, dict]:
+) -> tuple[dict[str, dict], dict[str, _QuantizedWeight]]:
     """Puts a `QuantizedLayer` in the place of every layer that is asked for in integers.
 
-    Returns the rows of the report by layer name, those of the layers and weights left in floating point included.
+    Returns the rows of the report by layer name, those of the layers and weights left in floating point included, and
+    the layers whose weights are integers.
     """
-    rows = {}
+    rows, quantized = {}, {}
     found, everything = weighted_layers(network), _all_layers(network)
     for name, plan in tqdm(plans.items(), "weights", disable=None, leave=False):
         layer, record = found[name], statistics.layers[name]
         rows[name] = _report_row(name, tuple(layer.weight.shape), wbits=plan.wbits, abits=plan.abits)
+        if (plan.wbits, plan.abits) == (FLOAT_BITS, FLOAT_BITS):
+            continue
         codes = None
         if plan.wbits != FLOAT_BITS:
             weight = grouped_weight(layer).to(record.stats.gram.dtype)
@@ -195,9 +203,9 @@ def _quantize_weights(
             classifier = plan.role == "last" and isinstance(layer, nn.Linear)
             stats = LayerStats.weight_space(weight) if classifier else record.stats
             codes = method.solve_weights(stats, weight, plan.wbits)
-            rows[name]["relative_error"] = _relative_error(codes, record.stats)
-        if (plan.wbits, plan.abits) != (FLOAT_BITS, FLOAT_BITS):
-            _put_in_place(network, [twin for _, twin in everything if twin.weight is layer.weight], codes)
+        wrappers = _put_in_place(network, [twin for _, twin in everything if twin.weight is layer.weight], codes)
+        if codes:
+            quantized[name] = _QuantizedWeight(weight, plan.wbits, wrappers)
     for key, reason in statistics.skipped.items():
         name = key.removesuffix(".weight")
         if name in rows:
@@ -205,16 +213,18 @@ def _quantize_weights(
         else:
             shape = tuple(functools.reduce(getattr, key.split("."), network).shape)
             rows[name] = _report_row(name, shape, note=f"left in floating point: {reason}")
-    return rows
+    return rows, quantized
 
 
-def _put_in_place(network: nn.Module, twins: list[nn.Module], codes: Codes | None) -> None:
+def _put_in_place(network: nn.Module, twins: list[nn.Module], codes: Codes | None) -> list[QuantizedLayer]:
     """Replaces the modules that share one weight by quantized layers that share one dequantized weight."""
-    wrappers = [QuantizedLayer(twin, *((codes.codes, codes.scale) if codes else ())) for twin in twins]
+    arguments = (codes.codes, codes.scale, codes.offset) if codes else ()
+    wrappers = [QuantizedLayer(twin, *arguments) for twin in twins]
     for twin, wrapper in zip(twins, wrappers, strict=True):
         if codes:
             twin.weight = wrappers[0].layer.weight
         replace_module(network, twin, wrapper)
+    return wrappers
 
 
 def _quantize_inputs(
@@ -225,7 +235,7 @@ def _quantize_inputs(
     batches: CalibrationBatches,
     settings: Settings,
     rows: dict[str, dict],
-) -> None:
+) -> list[_QuantizedInput]:
     """Gives every layer that is asked for with integer inputs its quantizer; layers that read one tensor share it."""
     wanted = {name: plan for name, plan in plans.items() if plan.abits != FLOAT_BITS}
     total = batches.count(settings.calibration.scale_batches)
@@ -235,33 +245,36 @@ def _quantize_inputs(
     for name, plan in wanted.items():
         sharing.setdefault((statistics.layers[name].source, plan.abits), []).append(name)
     weights = {name: layers[name].weight for name in wanted}
-    for (_, abits), names in sharing.items():
+    quantized = []
+    for (_, abits), names in tqdm(sharing.items(), "activation scales", disable=None, leave=False):
         seen = [samples[name] for name in names if name in samples]
         if not seen:
             for name in names:
                 rows[name] |= {"abits": FLOAT_BITS, "note": "input left in floating point: not called on its pictures"}
             continue
         pooled = InputSamples.pooled(seen)
-        grid = Grid(abits, signed=pooled.low < 0 or any(statistics.layers[name].signed for name in names))
-        scale = method.calibrate_activations(pooled, grid)
-        quantizer = InputQuantizer(grid, scale)
+        signed = pooled.low < 0 or any(statistics.layers[name].signed for name in names)
+        grid = method.input_grid(pooled, abits, signed)
+        positions = 2 if isinstance(layers[names[0]], nn.Conv2d) else 0
+        quantizer = InputQuantizer(grid, method.calibrate_activations(pooled, grid), positions)
         for module in network.modules():
             if isinstance(module, QuantizedLayer) and any(module.layer.weight is weights[name] for name in names):
                 module.input_quantizer = quantizer
-        for name in names:
-            rows[name]["signed"] = grid.signed
-            rows[name]["input_error"] = _input_error(pooled, quantizer)
+        quantized.append(_QuantizedInput(names, quantizer, pooled))
+    return quantized
 
 
 class _BatchNormStep:
     """The batch-norm re-estimation of one run. `network` is in floating point when the step is made."""
 
-    def __init__(self, network: nn.Module, batches: CalibrationBatches, wanted: BatchNorm):
+    def __init__(self, network: nn.Module, batches: CalibrationBatches, wanted: BatchNorm, statistics: Statistics):
         self._mode = wanted.mode if batch_norms(network) else "none"
         self._batches, self._momentum, self._total = batches, wanted.momentum, batches.count(wanted.batches)
         if self._mode == "shift":
             self._trained = batch_norm_statistics(network)
-            self._floating_point = self._measure(network)
+            if self._total not in statistics.batch_norm:
+                statistics.batch_norm[self._total] = self._measure(network)
+            self._floating_point = statistics.batch_norm[self._total]
 
     def apply(self, network: nn.Module) -> None:
         if self._mode == "reestimate":
@@ -291,16 +304,18 @@ def _report_row(name: str, shape: tuple[int, ...], wbits: int = FLOAT_BITS, abit
     }
 
 
-def _relative_error(codes: Codes, stats: LayerStats) -> float:
-    """‖y − αqX‖² / ‖y‖² of the whole layer; 0 for a layer without any output."""
-    squared = objective(codes.codes, codes.scale, stats.gram, stats.cross).sum() + stats.energy.sum()
+def _relative_error(weight: Tensor, stats: LayerStats) -> float:
+    """‖y − ŵX‖² / ‖y‖² of the whole layer for dequantized weights (G, M, N); 0 for a layer without any output."""
+    squared = objective(weight, weight.new_ones(()), stats.gram, stats.cross).sum() + stats.energy.sum()
     return (squared / stats.energy.sum()).clamp_min(0).item() if stats.energy.sum() > 0 else 0.0
 
 
-def _input_error(samples: InputSamples, quantizer: InputQuantizer) -> float:
+def _input_error(shared: _QuantizedInput) -> float:
     """‖x − x̂‖² / ‖x‖² of a layer's input."""
-    power = samples.values.square().sum()
-    return ((samples.values - quantizer(samples.values)).square().sum() / power).item() if power > 0 else 0.0
+    values, grid = shared.samples.values, shared.quantizer.grid.reshaped(-1)
+    scale = shared.quantizer.scale.flatten()
+    power = values.square().sum()
+    return ((values - grid.quantize(values, scale) * scale).square().sum() / power).item() if power > 0 else 0.0
 
 
 @contextmanager

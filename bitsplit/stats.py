@@ -15,6 +15,7 @@ from bitsplit.capture import LayerCall, LayerCalls
 from bitsplit.errors import InputError
 
 _PIECE_PIXELS = 2**20
+_CHANNEL_SAMPLES = 1000  # values of each channel at least, for scales by channel
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,16 @@ class LayerRecord:
 
 @dataclass
 class Statistics:
-    """Layers in the order of their first call, the weights left out with the reason, and what the pass took."""
+    """Layers in the order of their first call, the weights left out with the reason, and what the pass took.
+
+    `batch_norm` is filled where it is first needed: by number of batches, what the floating-point network's batch-norm
+    layers receive (mean and variance by layer).
+    """
 
     layers: dict[str, LayerRecord] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    batch_norm: dict[int, dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
 
 def weighted_layers(network: nn.Module) -> dict[str, nn.Module]:
@@ -136,7 +142,7 @@ def collect_statistics(
         counts[name] = seen + new
 
     with LayerCalls(network, layers, visit) as calls:
-        for images, part in _pieces(tqdm(batches, "calibration", total=total, disable=None, leave=False)):
+        for images, part in pieces(tqdm(batches, "calibration", total=total, disable=None, leave=False)):
             share = part
             output = network(images)
             if isinstance(output, Tensor) and not output.isfinite().all():
@@ -162,7 +168,8 @@ def collect_statistics(
 def collect_samples(
     network: nn.Module, layers: dict[str, nn.Module], batches: Iterable[Tensor], total: int, samples: int, seed: int
 ) -> dict[str, InputSamples]:
-    """A uniform sample of about `samples` input values of each of `layers`, from all of `batches`."""
+    """A uniform sample of about `samples` input values of each of `layers`, from all of `batches`; more where that
+    would leave fewer than 1,000 a channel."""
     device = next(network.parameters()).device
     generators = {name: generator_for(f"{name}/input", seed, device) for name in layers}
     values: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -174,11 +181,11 @@ def collect_samples(
         earlier = ranges.get(name, (low, high))
         ranges[name] = (min(low, earlier[0]), max(high, earlier[1]))
         channels = call.input.shape[-1 if call.geometry is None else -3]
-        count = math.ceil(samples * share / (total * channels))
+        count = math.ceil(max(samples / channels, _CHANNEL_SAMPLES) * share / total)
         values[name].append(call.channel_vectors(count, generators[name]))
 
     with LayerCalls(network, layers, visit):
-        for images, part in _pieces(tqdm(batches, "activation ranges", total=total, disable=None, leave=False)):
+        for images, part in pieces(tqdm(batches, "activation ranges", total=total, disable=None, leave=False)):
             share = part
             network(images)
     return {name: InputSamples(torch.cat(parts), *ranges[name]) for name, parts in values.items() if parts}
@@ -207,7 +214,7 @@ class _SharedInputs:
         return self._source[name]
 
 
-def _pieces(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, float]]:
+def pieces(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, float]]:
     """Pieces of the batches, each with its share of its batch.
 
     On a CPU a piece is so small that its feature maps stay in the cache: about twice as fast at 224×224.

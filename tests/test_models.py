@@ -8,7 +8,8 @@ from conftest import ROOT
 
 from bitsplit.data.glyphs import Glyphs
 from bitsplit.errors import InputError
-from bitsplit.models import EfficientNetLite0, NarrowResNet, ResNet18, narrow_resnet18
+from bitsplit.models import EfficientNetLite0, ResNet18
+from bitsplit.narrow import NarrowResNet, narrow
 from bitsplit.tasks.classification import Classification
 from bitsplit.vision import torchvision
 
@@ -24,7 +25,7 @@ def test_narrow_resnet_is_torchvisions_at_divisor_1():
 
 def test_narrow_resnet_has_a_quarter_of_every_width():
     full = dict(torchvision.models.resnet18(num_classes=100).named_parameters())
-    for name, parameter in narrow_resnet18().named_parameters():
+    for name, parameter in narrow("resnet18", 100).named_parameters():
         channels = full[name].shape[0]
         assert parameter.shape[0] == (channels if name.startswith("fc.") else channels // 4), name
 

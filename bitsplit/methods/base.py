@@ -1,5 +1,6 @@
 """The interface of a quantization method. A method sees statistics and samples; never an image, module or config."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,19 +12,44 @@ from bitsplit.stats import InputSamples, LayerStats
 
 @dataclass(frozen=True)
 class Codes:
-    """Integer weights: codes int8 (G, M, N) and scale (G, M)."""
+    """Integer weights: codes int8 (G, M, N), scale (G, M), and where a method shifts whole channels, offset (G, M).
+
+    The weights they stand for are scale · codes + offset.
+    """
 
     codes: Tensor
     scale: Tensor
+    offset: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RefinableWeight:
+    """One layer's floating-point weight (G, M, N) and its bit-width; `put` replaces its codes in the network."""
+
+    weight: Tensor
+    bits: int
+    put: Callable[[Codes], None]
+
+
+@dataclass(frozen=True)
+class RefinableInput:
+    """A sample of one layer's input and its grid; `put` replaces its scale in the network."""
+
+    samples: InputSamples
+    grid: Grid
+    put: Callable[[Tensor], None]
 
 
 class Method:
     """Base of all methods; each is a frozen dataclass whose fields are the keys of its YAML file.
 
-    `batch_norm` is the re-estimation that the method's source prescribes, the meaning of `batch_norm.mode=auto`.
+    `batch_norm` is the re-estimation that the method's source prescribes, the meaning of `batch_norm.mode=auto`;
+    `edge_bits` is the bit-width that it prescribes for the first and the last layer, of `bits.first_wbits=auto` and the
+    like. A method that defines `refine` is handed the whole network's scales once they are set.
     """
 
     batch_norm: ClassVar[str] = "none"
+    edge_bits: ClassVar[int] = 8
 
     @property
     def name(self) -> str:
@@ -34,6 +60,14 @@ class Method:
         """Codes and scales for one layer's weight (G, M, N)."""
         raise NotImplementedError
 
+    def input_grid(self, samples: InputSamples, bits: int, signed: bool) -> Grid:
+        """The grid of one layer's input: the same for all channels, unless a method allots bits by channel."""
+        return Grid(bits, signed)
+
     def calibrate_activations(self, samples: InputSamples, grid: Grid) -> Tensor:
-        """Scale of one layer's input quantizer, from a sample of its values."""
+        """Scale of one layer's input quantizer, () or one for each input channel (C,), from a sample of its values."""
         raise NotImplementedError
+
+    refine: ClassVar[Callable | None] = None
+    """`refine(weights, inputs, loss)` changes RefinableWeights and RefinableInputs so that `loss(n)`, the quantized
+    network's cross-entropy against the floating-point one's predictions on n calibration pictures, falls."""

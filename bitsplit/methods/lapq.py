@@ -1,0 +1,122 @@
+"""LAPQ (Nahshan et al., "Loss aware post-training quantization", arXiv:1911.07190, 2019).
+
+One scale a layer for its weights and one for its input, chosen together by the loss of the whole quantized network:
+scales of least Lp error for several p, the p of least loss by a quadratic fit, then Powell's method on all scales. The
+loss needs no labels: it is the cross-entropy against the floating-point network's predictions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.optimize import minimize, minimize_scalar
+from torch import Tensor
+from tqdm import tqdm
+
+from bitsplit.grid import Grid
+from bitsplit.methods.aciq import bias_corrected
+from bitsplit.methods.base import Codes, Method, RefinableInput, RefinableWeight
+from bitsplit.stats import InputSamples, LayerStats
+
+EXPONENTS = (2.0, 2.5, 3.0, 3.5, 4.0)
+_BINS = 2048
+_REACH = 2.0  # Powell moves a scale by at most this factor
+
+
+def lp_scale(values: Tensor, grid: Grid, p: float) -> Tensor:
+    """The scale () that minimises E|x − Q(x)|^p over all `values`, on a histogram of 2048 bins."""
+    magnitude = grid.magnitude(values.flatten()).double()
+    largest = magnitude.max().item() if len(magnitude) else 0.0
+    if largest == 0:
+        return values.new_ones(())
+    share = torch.histc(magnitude, _BINS, 0, largest) / len(magnitude)
+    centre = (torch.arange(_BINS, dtype=torch.float64, device=values.device) + 0.5) * largest / _BINS
+
+    def error(scale: Tensor) -> Tensor:
+        scale = scale.unsqueeze(-1)
+        return (share * (centre - grid.quantize(centre, scale) * scale).abs() ** p).sum(dim=-1)
+
+    # The error has several minima: the bracket comes from a dense grid of scales, the rest from scipy.
+    dense = torch.linspace(0.02, 1, 99, dtype=torch.float64, device=values.device) * largest / grid.high
+    best = int(error(dense).argmin())
+    bounds = (dense[max(best - 1, 0)].item(), dense[min(best + 1, len(dense) - 1)].item())
+    found = minimize_scalar(lambda scale: error(dense.new_tensor(scale)).item(), bounds=bounds, method="bounded")
+    return values.new_tensor(found.x)
+
+
+def best_exponent(exponents: Sequence[float], losses: list[float]) -> float:
+    """Minimiser of the parabola through (p, loss); the p of least loss where it has none inside the range."""
+    square, slope, _ = np.polyfit(exponents, losses, 2)
+    vertex = -slope / (2 * square) if square > 0 else np.inf
+    if min(exponents) <= vertex <= max(exponents):
+        return float(vertex)
+    return exponents[int(np.argmin(losses))]
+
+
+@dataclass(frozen=True)
+class LAPQ(Method):
+    """Per-layer scales of least calibration loss on `images` pictures; first and last layer in floating point.
+
+    Powell's method ends with the line search in which the loss has been evaluated `evaluations` times; each evaluation
+    is a forward of those pictures.
+    """
+
+    images: int = 512
+    evaluations: int = 600
+
+    edge_bits: ClassVar[int] = 32  # floating point
+
+    def solve_weights(self, stats: LayerStats, weight: Tensor, bits: int) -> Codes:
+        return _rounded(weight, bits, lp_scale(weight, Grid(bits), p=2))
+
+    def calibrate_activations(self, samples: InputSamples, grid: Grid) -> Tensor:
+        return lp_scale(samples.values, grid, p=2)
+
+    def refine(
+        self, weights: list[RefinableWeight], inputs: list[RefinableInput], loss: Callable[[int], float]
+    ) -> None:
+        def scales(p: float) -> np.ndarray:
+            found = [lp_scale(layer.weight, Grid(layer.bits), p) for layer in weights]
+            found += [lp_scale(layer.samples.values, layer.grid, p) for layer in inputs]
+            return np.array([scale.item() for scale in found])
+
+        current = np.full(len(weights) + len(inputs), np.nan)
+
+        def loss_at(wanted: np.ndarray) -> float:
+            for index in np.flatnonzero(wanted != current):
+                if index < len(weights):
+                    layer = weights[index]
+                    layer.put(_rounded(layer.weight, layer.bits, layer.weight.new_tensor(wanted[index])))
+                else:
+                    layer = inputs[index - len(weights)]
+                    layer.put(layer.samples.values.new_tensor(wanted[index]))
+            current[:] = wanted
+            return loss(self.images)
+
+        candidates = [scales(p) for p in tqdm(EXPONENTS, "Lp scales", disable=None, leave=False)]
+        losses = [loss_at(candidate) for candidate in candidates]
+        candidates.append(scales(best_exponent(EXPONENTS, losses)))
+        losses.append(loss_at(candidates[-1]))
+        start = candidates[int(np.argmin(losses))]
+        best = (min(losses), start)
+        with tqdm(total=self.evaluations, desc="Powell", disable=None, leave=False) as progress:
+
+            def objective(exponents: np.ndarray) -> float:
+                nonlocal best
+                wanted = start * _REACH**exponents
+                value = loss_at(wanted)
+                best = min(best, (value, wanted), key=lambda pair: pair[0])
+                progress.update()
+                return value
+
+            options = {"maxfev": self.evaluations, "xtol": 1e-3, "ftol": 1e-4}
+            bounds = [(-1, 1)] * len(start)
+            minimize(objective, np.zeros(len(start)), method="Powell", bounds=bounds, options=options)
+        loss_at(best[1])
+
+
+def _rounded(weight: Tensor, bits: int, scale: Tensor) -> Codes:
+    scale = scale.expand(weight.shape[:-1])
+    return bias_corrected(weight, Grid(bits).quantize(weight, scale.unsqueeze(-1)), scale)
