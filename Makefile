@@ -5,14 +5,18 @@ RUN := $(VENV)/bin/python
 DATA ?= glyphs
 ROOT ?=
 FORCE ?=
+ARGS ?=
+# FORCE=1 runs what was not run by this very make: cells that several tables share are run once.
+FORCED := $(if $(FORCE),force=$(shell date +%s))
 SETUP := $(VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lite demo test lint format table4 tables results-glyphs results-lite lock clean
+.PHONY: help setup setup-lite demo test lint format table4 table4-equal table-weights table-both tables figures \
+	results-lite lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
-	@echo '  Variables: DATA=glyphs|imagenet|imagenette ROOT=folder FORCE=1 PYTHON=python3.12'
+	@echo '  Variables: DATA=glyphs|imagenet|imagenette ROOT=folder FORCE=1 ARGS="hydra/launcher=joblib logger=none" PYTHON=python3.12'
 
 setup: $(SETUP)  ## Make .venv with the pinned packages (once; about a minute)
 
@@ -44,22 +48,35 @@ format: setup  ## Apply ruff's fixes and format
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-table4: setup  ## Fill and print Table 4 of the paper; runs only cells without a record (FORCE=1: all)
-	$(RUN) run.py -m experiment=table4 data=$(DATA) $(if $(ROOT),data.root=$(ROOT)) $(if $(FORCE),force=true)
-	$(RUN) -m bitsplit.report table4 $(DATA)
+# Fills the missing cells of an experiment, then prints its table, also when cells have failed: fill,experiment,table
+define fill
+	@$(RUN) run.py -m experiment=$(1) data=$(DATA) $(if $(ROOT),data.root=$(ROOT)) $(FORCED) $(ARGS); \
+		status=$$?; $(RUN) -m bitsplit.report $(2) $(DATA) && exit $$status
+endef
+
+table4: setup  ## Table 4 of the paper: seven methods at A8W4 and A4W4; runs only cells without a record
+	$(call fill,table4,table4)
+
+table4-equal: setup  ## Table 4 with the same batch-norm re-estimation and first/last bits for every method
+	$(call fill,table4_equal,table4_equal)
+
+table-weights: setup  ## Weights alone: W8..W3 with activations in floating point and at 8 bits
+	$(call fill,weights,table_weights)
+
+table-both: setup  ## Weights and activations at the same bit-width, 8..3
+	$(call fill,both,table_both)
 
 tables: setup  ## Write all tables from the records; runs nothing
 	$(RUN) -m bitsplit.report
 
-results-glyphs: setup  ## Fill the bit-width sweeps on glyphs (W8..W3 alone, and W=A)
-	$(RUN) run.py -m experiment=weights data=glyphs $(if $(FORCE),force=true)
-	$(RUN) run.py -m experiment=both data=glyphs $(if $(FORCE),force=true)
-	$(RUN) -m bitsplit.report runs glyphs
+figures: setup  ## Draw top-1 against bit-width from the records; runs nothing
+	$(RUN) -m bitsplit.report figures
 
 results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet pictures (ROOT=folder)
-	$(RUN) run.py -m experiment=lite0 data.root=$(ROOT) wbits=8 abits=8 $(if $(FORCE),force=true)
-	$(RUN) run.py -m experiment=lite0 data.root=$(ROOT) wbits=4 abits=32,8,4 $(if $(FORCE),force=true)
-	$(RUN) -m bitsplit.report runs imagenet
+	$(RUN) run.py -m experiment=lite0 data.root=$(ROOT) $(FORCED) $(ARGS)
+	$(RUN) run.py -m experiment=lite0 data.root=$(ROOT) method=tflite,bitsplit wbits=8 abits=8 $(FORCED) $(ARGS)
+	$(RUN) run.py -m experiment=lite0 data.root=$(ROOT) method=tflite,bitsplit abits=32 $(FORCED) $(ARGS)
+	$(RUN) -m bitsplit.report table4 imagenet
 
 lock:  ## Resolve requirements.lock anew from pyproject.toml (torch and torchvision stay pinned below)
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

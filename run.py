@@ -10,42 +10,80 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
+from hydra.utils import instantiate, to_absolute_path
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from bitsplit import sweep
 from bitsplit.errors import InputError
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def cell(config: DictConfig) -> None:
-    from bitsplit import cell as one_cell  # torch is not needed for --help
     from bitsplit.report import cell_table
 
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep and not HydraConfig.get().launcher._target_.endswith("BasicLauncher"):
+        os.environ["TQDM_DISABLE"] = "1"  # one bar over the cells; those inside would be written over each other
     try:
-        record, path, ran = one_cell.run(config)
-    except (InputError, HydraException) as error:
-        # Here, and not in `main`: Hydra adds lines of its own to what leaves this function as an exception.
-        sys.exit(_report(error))
+        record, path, ran = _run(config, group=_group() if in_sweep else None)
+    except Exception as error:
+        if in_sweep:
+            sweep.leave_outcome(error=_cause(error))
+            return
+        if isinstance(error, (InputError, HydraException)):
+            # Here, and not in `main`: Hydra adds lines of its own to what leaves this function as an exception.
+            sys.exit(_report(error))
+        raise
+    if in_sweep:
+        sweep.leave_outcome(record, ran)
+        return
     print(cell_table(record))
     print(f"{'Wrote' if ran else 'Already there, not run again (force=true does):'} {path}")
 
 
+def _run(config: DictConfig, group: str | None) -> tuple[dict, os.PathLike, bool]:
+    from bitsplit import cell as one_cell  # torch is not needed for --help
+
+    config.results = to_absolute_path(config.results)  # a worker elsewhere writes where the sweep was started
+    record, path, ran = one_cell.run(config)
+    if ran and config.logger:
+        # Whatever goes wrong with the mirror, the record is safe.
+        try:
+            instantiate(config.logger).log(record, path.parent, group)
+        except Exception as error:
+            print(f"warning: W&B has not got this run ({' '.join(str(error).split())})", file=sys.stderr)
+    return record, os.path.relpath(path), ran
+
+
+def _group() -> str:
+    """The name that the cells of one sweep share."""
+    settings = HydraConfig.get()
+    return f"{settings.runtime.choices.get('experiment') or 'sweep'} {os.path.basename(settings.sweep.dir)}"
+
+
 def main() -> int:
-    """Exit code: 0, 2 for input to put right (one line on stderr), 130 after Ctrl-C."""
+    """Exit code: 0, 2 for input to put right (one line on stderr), 1 if a cell broke, 130 after Ctrl-C."""
     try:
         cell()
     except (HydraException, OmegaConfBaseException) as error:
         return _report(error)
     except KeyboardInterrupt:
+        sweep.close()
         print("interrupted; finished cells are kept, and the same command goes on from there", file=sys.stderr)
         return 130
-    return 0
+    return sweep.close()
+
+
+def _cause(error: Exception) -> Exception:
+    return error.__cause__ if isinstance(error.__cause__, InputError) else error
 
 
 def _report(error: Exception) -> int:
-    cause = error.__cause__ if isinstance(error.__cause__, InputError) else error
-    message, _, _ = str(cause).partition("Config search path:")
+    message, _, _ = str(_cause(error)).partition("Config search path:")
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -45,6 +46,57 @@ class Bench:
         return self._reestimated[wanted]
 
 
+@dataclass(frozen=True)
+class Cell:
+    """What a configuration asks for: the shared bench, the method, the settings with nothing left to decide, and the
+    place of the record."""
+
+    bench: Bench
+    method: Method
+    settings: Settings
+    variant: str
+    device: str
+    path: Path
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "Cell":
+        """Raises InputError for whatever the user can put right."""
+        method: Method = instantiate(config.method)
+        settings = settings_of(config)
+        device = _device(config.device)
+        model, data = (json.dumps(OmegaConf.to_container(config[key], resolve=True)) for key in ("model", "data"))
+        wanted = settings.calibration
+        batches = max(wanted.gram_batches, wanted.scale_batches, settings.batch_norm.batches)
+        bench = _bench(model, data, wanted, batches, settings.seed, device)
+        available = len(bench.calibration)
+        bits = settings.bits.decided(method.edge_bits)
+        batch_norm = settings.batch_norm.decided(method.batch_norm, available)
+        settings = dataclasses.replace(settings, bits=bits, batch_norm=batch_norm)
+        variant = _variant(method, settings, own=BatchNorm().decided(method.batch_norm, available))
+        names = (bench.task.data.name, bench.task.network.name, method.name)
+        path = record.run_path(Path(config.results), *names, bits.wbits, bits.abits, settings.seed, variant)
+        return cls(bench, method, settings, variant, device, path)
+
+    @property
+    def identity(self) -> dict:
+        """Everything a result depends on, as plain values; folders do not belong to it."""
+        data, network = self.bench.task.data, self.bench.task.network
+        fields = {key: value for key, value in dataclasses.asdict(data).items() if key != "root"}
+        return {
+            "model": {"name": network.name, "weights": network.weights, "sha256": network.sha256},
+            "data": {"name": data.name, "title": self.bench.task.title, **fields},
+            "method": {"name": self.method.name, **dataclasses.asdict(self.method)},
+            **dataclasses.asdict(self.settings),
+        }
+
+    def found(self, force: bool | float = False) -> dict | None:
+        """The record of this very configuration, if there is one; with `force` none, or none older than that time."""
+        run = record.read(self.path)
+        if run is None or run["config_hash"] != record.config_hash(self.identity):
+            return None
+        return None if force and (force is True or self.path.stat().st_mtime < force) else run
+
+
 def run(config: DictConfig) -> tuple[dict, Path, bool]:
     """Runs the cell, unless its record is there with the same configuration hash: (record, its path, whether it ran).
 
@@ -52,40 +104,30 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
     """
     started = time.perf_counter()
     record.commit()  # asked before the run: the tree may change while it lasts
-    method: Method = instantiate(config.method)
-    settings = settings_of(config)
-    device = _device(config.device)
-    model, data = (json.dumps(OmegaConf.to_container(config[key], resolve=True)) for key in ("model", "data"))
-    wanted = settings.calibration
-    batches = max(wanted.gram_batches, wanted.scale_batches, settings.batch_norm.batches)
-    bench = _bench(model, data, wanted, batches, settings.seed, device)
-    batch_norm = settings.batch_norm.decided(method.batch_norm, available=len(bench.calibration))
-    own = BatchNorm().decided(method.batch_norm, available=len(bench.calibration))
-    settings = dataclasses.replace(settings, bits=settings.bits.decided(method.edge_bits), batch_norm=batch_norm)
-    identity = _identity(bench, method, settings)
-    bits = settings.bits
-    name = {"model": bench.task.network.name, "method": method.name}
-    cell = {"wbits": bits.wbits, "abits": bits.abits, "seed": settings.seed, "variant": _variant(method, settings, own)}
-    path = record.run_path(Path(config.results), bench.task.data.name, **name, **cell)
-    config_hash = record.config_hash(identity)
-    found = record.read(path)
-    if found and found["config_hash"] == config_hash and not config.force:
-        return found, path, False
+    cell = Cell.of(config)
+    if found := cell.found(config.force):
+        return found, cell.path, False
 
+    bench, settings = cell.bench, cell.settings
     network = bench.task.network
     floating_point = bench.task.floating_point[1]
     reestimated = bench.reestimated_metrics(settings.batch_norm)
-    statistics = None if bits.floating_point else bench.statistics
-    quantized = ptq.quantize(network.module, bench.calibration, method, settings, statistics)
+    statistics = None if settings.bits.floating_point else bench.statistics
+    quantized = ptq.quantize(network.module, bench.calibration, cell.method, settings, statistics)
     evaluation_started = time.perf_counter()
     metrics = {"fp32": floating_point, "fp32_bn": reestimated, "quantized": bench.task.evaluate(quantized, "quantized")}
     finished = time.perf_counter()
     seconds = quantized.seconds | {"evaluation": finished - evaluation_started, "total": finished - started}
+    identity = cell.identity
     new = {
         "config": identity,
-        "config_hash": config_hash,
-        **name,
-        **cell,
+        "config_hash": record.config_hash(identity),
+        "model": network.name,
+        "method": cell.method.name,
+        "wbits": settings.bits.wbits,
+        "abits": settings.bits.abits,
+        "seed": settings.seed,
+        "variant": cell.variant,
         "weights": {"file": network.weights, "sha256": network.sha256},
         "data": {
             "name": bench.task.data.name,
@@ -96,11 +138,11 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
         "batch_norm": settings.batch_norm.mode,
         "layers": json.loads(quantized.report.to_json(orient="records", double_precision=6)),
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
-        "device": device,
+        "device": cell.device,
         **record.provenance(),
     }
-    record.write(path, new)
-    return new, path, True
+    record.write(cell.path, new)
+    return new, cell.path, True
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -116,18 +158,6 @@ def settings_of(config: DictConfig) -> Settings:
 @lru_cache(maxsize=1)
 def _bench(model: str, data: str, calibration: Calibration, batches: int, seed: int, device: str) -> Bench:
     return Bench(instantiate(json.loads(model)), instantiate(json.loads(data)), calibration, batches, seed, device)
-
-
-def _identity(bench: Bench, method: Method, settings: Settings) -> dict:
-    """Everything a result depends on, as plain values; folders do not belong to it."""
-    data, network = bench.task.data, bench.task.network
-    fields = {key: value for key, value in dataclasses.asdict(data).items() if key != "root"}
-    return {
-        "model": {"name": network.name, "weights": network.weights, "sha256": network.sha256},
-        "data": {"name": data.name, "title": bench.task.title, **fields},
-        "method": {"name": method.name, **dataclasses.asdict(method)},
-        **dataclasses.asdict(settings),
-    }
 
 
 def _variant(method: Method, settings: Settings, own: BatchNorm) -> str:

@@ -33,7 +33,8 @@ class InputQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # In-place passes: on a CPU faster than torch's fused operator, which also writes a gradient mask.
-        return self.grid.quantize(x, self.scale).mul_(self.scale)
+        # Scales by channel are in single precision and would take a half-precision input with them.
+        return self.grid.quantize(x, self.scale).mul_(self.scale).to(x.dtype)
 
     def extra_repr(self) -> str:
         bits = f"mean {self.bits.mean().item():.3g}" if isinstance(self.bits, Tensor) else self.bits

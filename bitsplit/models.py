@@ -19,6 +19,9 @@ from bitsplit.vision import torchvision
 SHIPPED = Path(__file__).with_name("weights")
 SHIPPED_SHA256 = {
     "resnet18_glyphs.safetensors": "f966fe3b5d5c406feceacb1e4ca2779e79e0421011c747aaebc65bcf940ee970",
+    "resnet50_glyphs.safetensors": "f6cc38c880a78b9c35fd021b0c60a3dbbe4c1bdd93798cb15062986cde1c1da0",
+    "resnet101_glyphs.safetensors": "b116000781e600d39bd84135c2aa1e80e2247d3fb91d674b8ef71200ccc1f619",
+    "vgg16_bn_glyphs.safetensors": "976c3f1a4c328f8760da9451b3f20e609df7830c27e58d409004c0f6ef108093",
 }
 GLYPHS_PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), crop=64)
 GLYPHS_CLASSES = 100

@@ -30,6 +30,8 @@ def command(tmp_path):
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         line = [sys.executable, str(ROOT / "run.py"), *arguments, f"results={tmp_path / 'results'}"]
+        if "--help" not in arguments:
+            line.append("logger=none")
         variables = {k: v for k, v in os.environ.items() if k != "IMAGENET_ROOT"} | environment
         variables["OMP_NUM_THREADS"] = variables["NUMBA_NUM_THREADS"] = "1"  # the test runner fills the cores already
         return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=300)

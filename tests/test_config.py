@@ -2,6 +2,7 @@
 
 import pytest
 
+from bitsplit import methods
 from bitsplit.config import BatchNorm, Bits, Calibration, Settings
 from bitsplit.errors import InputError
 
@@ -20,7 +21,28 @@ from bitsplit.errors import InputError
     ],
 )
 def test_roles(bits, role, expected):
-    assert bits.of(role) == expected
+    assert bits.decided(8).of(role) == expected
+
+
+@pytest.mark.parametrize("prescribed", [4, 8, 32])
+def test_auto_is_what_the_method_prescribes_for_first_and_last_layer(prescribed):
+    bits = Bits(5, 6).decided(prescribed)
+    assert bits == Bits(5, 6, first_wbits=prescribed, last_wbits=prescribed, last_abits=prescribed)
+    assert bits.of("first") == (prescribed, 32) and bits.of("last") == (prescribed, prescribed)
+    assert bits.of("other") == (5, 6)
+    assert bits.decided(2) == bits  # nothing is left to decide
+
+
+def test_given_bits_are_not_decided():
+    bits = Bits(4, 4, first_wbits=3, last_abits=32).decided(8)
+    assert (bits.first_wbits, bits.last_wbits, bits.last_abits) == (3, 8, 32)
+    assert Bits(32, 32).decided(8).of("last") == (32, 32)  # a side in floating point stays so in every role
+    assert Bits(32, 32).floating_point and not Bits(32, 4).floating_point
+
+
+def test_methods_prescribe_eight_bits_but_for_lapq():
+    prescribed = {name: methods.named(name).edge_bits for name in methods.names()}
+    assert prescribed == dict.fromkeys(prescribed, 8) | {"lapq": 32}
 
 
 @pytest.mark.parametrize("bad", [1, 9, 0, -4, 31, 4.0, "4", None, True])
@@ -29,6 +51,14 @@ def test_bits_outside_the_range(bad):
         Bits(wbits=bad)
     with pytest.raises(InputError, match="last_abits"):
         Bits(last_abits=bad)
+
+
+@pytest.mark.parametrize("name", ["wbits", "abits"])
+def test_auto_is_for_first_and_last_layer_only(name):
+    with pytest.raises(InputError, match=name):
+        Bits(**{name: "auto"})
+    with pytest.raises(InputError, match="first_wbits"):
+        Bits(first_wbits="automatic")
 
 
 @pytest.mark.parametrize(

@@ -167,3 +167,42 @@ def test_scales_are_homogeneous(values, bits, exponent):
     for scale_of in (grid.scale_by_max, grid.scale_by_alternation):
         assert scale_of(values * 2.0**exponent) == scale_of(values) * 2.0**exponent
         assert scale_of(-values) == scale_of(values)
+
+
+# Bits of their own for every channel
+
+
+def test_range_of_every_channel():
+    bits = torch.arange(9.0)
+    signed, unsigned = Grid(bits), Grid(bits, signed=False)
+    assert signed.high.tolist() == [0, 0, 1, 3, 7, 15, 31, 63, 127]
+    assert signed.low.tolist() == [-high for high in signed.high.tolist()]
+    assert unsigned.high.tolist() == [0, 1, 3, 7, 15, 31, 63, 127, 255]
+    assert unsigned.low.tolist() == [0] * 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("signed", [True, False])
+def test_channels_are_quantized_on_their_own_grids(signed, dtype):
+    bits = torch.tensor([0, 1, 2, 3, 5, 8], dtype=dtype)
+    values = torch.tensor(np.random.default_rng(3).standard_normal((6, 50)) * 1000, dtype=dtype)
+    scale = torch.linspace(0.1, 2, 6, dtype=dtype)
+    codes = Grid(bits, signed).reshaped(6, 1).quantize(values, scale.unsqueeze(-1))
+    assert codes.dtype == dtype
+    for row, channel, step, own in zip(codes, values, scale, bits.int().tolist(), strict=True):
+        high = 2 ** max(own - 1, 0) - 1 if signed else 2**own - 1
+        assert row.tolist() == np.clip(np.rint((channel / step).numpy()), -high if signed else 0, high).tolist()
+        assert row.abs().max() == high
+    across = Grid(bits, signed).quantize(values.T, scale)
+    assert torch.equal(across.T, codes)
+
+
+def test_magnitude_is_the_reach_into_the_grid():
+    values = torch.tensor([-2.0, -0.5, 0.0, 3.0])
+    assert Grid(4).magnitude(values).tolist() == [2, 0.5, 0, 3]
+    assert Grid(4, signed=False).magnitude(values).tolist() == [0, 0, 0, 3]
+
+
+def test_one_bit_width_needs_no_shape():
+    assert Grid(4, signed=False).reshaped(3, 1) == Grid(4, signed=False)
+    assert Grid(torch.tensor([2.0, 3.0]), signed=False).reshaped(2, 1, 1).bits.shape == (2, 1, 1)

@@ -1,15 +1,17 @@
 """Networks: shipped weights, their accuracy as recorded, and EfficientNet-Lite0 where its packages are."""
 
+import copy
 import json
 
 import pytest
 import torch
 from conftest import ROOT
+from torch import nn
 
 from bitsplit.data.glyphs import Glyphs
 from bitsplit.errors import InputError
 from bitsplit.models import EfficientNetLite0, ResNet18
-from bitsplit.narrow import NarrowResNet, narrow
+from bitsplit.narrow import NarrowResNet, NarrowVGG, narrow
 from bitsplit.tasks.classification import Classification
 from bitsplit.vision import torchvision
 
@@ -28,6 +30,114 @@ def test_narrow_resnet_has_a_quarter_of_every_width():
     for name, parameter in narrow("resnet18", 100).named_parameters():
         channels = full[name].shape[0]
         assert parameter.shape[0] == (channels if name.startswith("fc.") else channels // 4), name
+
+
+# Other networks of the paper
+
+RESNETS = {"resnet18": [2, 2, 2, 2], "resnet50": [3, 4, 6, 3], "resnet101": [3, 4, 23, 3]}
+
+
+def modules(network):
+    """Names and types of the modules inside, in order."""
+    return [(name, type(module)) for name, module in network.named_modules() if name]
+
+
+def geometry(module):
+    return tuple(
+        getattr(module, name, None)
+        for name in ("kernel_size", "stride", "padding", "dilation", "groups", "eps", "momentum", "inplace")
+    )
+
+
+def assert_same_topology(ours, theirs):
+    """The same modules under the same names; only channels may differ."""
+    assert modules(ours) == modules(theirs)
+    for (name, one), other in zip(ours.named_modules(), theirs.modules(), strict=True):
+        if name not in ("", "avgpool"):
+            assert geometry(one) == geometry(other), name
+            assert (getattr(one, "bias", None) is None) == (getattr(other, "bias", None) is None), name
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_narrow_resnets_have_torchvisions_topology_and_a_quarter_of_its_channels(name):
+    with torch.device("meta"):
+        ours, theirs = narrow(name, 100), torchvision.models.get_model(name, num_classes=100)
+    assert_same_topology(ours, theirs)
+    assert (
+        len([module for module in ours.modules() if isinstance(module, nn.Conv2d)])
+        == {
+            "resnet18": 20,
+            "resnet50": 53,
+            "resnet101": 104,
+        }[name]
+    )
+    for key, value in theirs.state_dict().items():
+        shape, full = ours.state_dict()[key].shape, value.shape
+        quarters = [size if size in (1, 3, 7) else size // 4 for size in full]  # kernels and colours stay
+        if key.startswith("fc."):
+            quarters = [100, *[size // 4 for size in full[1:]]]
+        elif key == "conv1.weight":
+            quarters = [16, 3, 7, 7]
+        assert list(shape) == quarters, key
+
+
+@pytest.mark.parametrize("name", ["resnet50"])
+def test_narrow_bottlenecks_are_torchvisions_at_divisor_1(name):
+    with torch.device("meta"):
+        ours = NarrowResNet(torchvision.models.resnet.Bottleneck, RESNETS[name], num_classes=10, divisor=1)
+        theirs = torchvision.models.get_model(name, num_classes=10)
+    assert modules(ours) == modules(theirs)
+    random = torch.Generator().manual_seed(0)
+    state = {}
+    for key, value in theirs.state_dict().items():
+        if key.endswith("running_var"):
+            state[key] = torch.ones(value.shape)
+        elif value.dtype == torch.float32:
+            state[key] = torch.randn(value.shape, generator=random) * (value[0].numel() or 1) ** -0.5
+        else:
+            state[key] = torch.zeros(value.shape, dtype=value.dtype)
+    images = torch.randn(1, 3, 64, 64, generator=random)
+    outputs = []
+    for network in (ours, theirs):
+        network.load_state_dict(state, assign=True)
+        with torch.no_grad():
+            outputs.append(network.eval()(images))
+    assert torch.equal(*outputs) and outputs[0].isfinite().all() and outputs[0].unique().numel() == 10
+
+
+def test_narrow_vgg_has_torchvisions_topology_and_a_quarter_of_its_channels():
+    with torch.device("meta"):
+        ours, theirs = narrow("vgg16_bn", 100), torchvision.models.vgg16_bn(num_classes=100)
+    assert_same_topology(ours, theirs)
+    widths = [[m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)] for network in (ours, theirs)]
+    assert len(widths[0]) == 13 and [4 * width for width in widths[0]] == widths[1]
+    linear = [(m.in_features, m.out_features) for m in ours.modules() if isinstance(m, nn.Linear)]
+    assert linear == [(128 * 2 * 2, 512), (512, 512), (512, 100)]
+    assert ours(torch.zeros(2, 3, 64, 64, device="meta")).shape == (2, 100)
+
+
+def test_narrow_vgg_is_torchvisions_at_divisor_1():
+    torch.manual_seed(0)
+    ours = NarrowVGG(num_classes=10, divisor=1, hidden=32, positions=7)
+    with torch.device("meta"):
+        theirs = torchvision.models.vgg16_bn(num_classes=10)
+    wide = [m for m in theirs.modules() if isinstance(m, nn.Linear)]
+    assert (wide[0].in_features, wide[-1].out_features) == (512 * 7 * 7, 10)
+    theirs.classifier = copy.deepcopy(ours.classifier)  # 4096 wide there
+    theirs.load_state_dict(ours.state_dict(), assign=True)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(images), theirs.eval()(images))
+
+
+@pytest.mark.parametrize("name", [*RESNETS, "vgg16_bn"])
+def test_narrow_networks_learn_and_differ_by_picture(name):
+    torch.manual_seed(0)
+    network = narrow(name, 7)
+    out = network(torch.randn(4, 3, 64, 64))
+    assert out.shape == (4, 7) and out.isfinite().all() and out.std(dim=0).min() > 0
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
 def test_shipped_resnet18_has_the_recorded_accuracy():

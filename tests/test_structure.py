@@ -37,6 +37,8 @@ ROOMS = {
     "record": set(),
     "cell": {"config", "methods", "ptq", "record", "stats", "tasks"},
     "report": {"record"},
+    "sweep": {"cell", "record"},
+    "tracking": {"record", "report"},
 }
 SOURCES = sorted((ROOT / "bitsplit").rglob("*.py"))
 

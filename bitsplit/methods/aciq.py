@@ -43,20 +43,21 @@ def thresholds(prior: str) -> Tensor:
 def clipping_scale(values: Tensor, grid: Grid, prior: str) -> Tensor:
     """Scale (...) that puts the threshold of each row of `values` (..., n) on the last code.
 
-    Unsigned values are the positive half of a distribution about zero: they have the threshold of twice the range with
-    one bit more, and their spread is that of the positive values. Nothing is clipped beyond the largest value. Rows
-    without any value take the scale that all rows together would have.
+    The prior is centred on the values' mean, the grid on zero: it must reach from zero to |mean| + α*. Unsigned values
+    are the positive half of a distribution about zero: they have the threshold of twice the range with one bit more,
+    and their spread is that of the positive values. Nothing is clipped beyond the largest value. Rows without any value
+    take the scale that all rows together would have.
     """
     present = torch.ones_like(values) if grid.signed else (values > 0).to(values.dtype)
     count = present.sum(dim=-1).clamp_min(1)
-    mean = (values * present).sum(dim=-1, keepdim=True) / count.unsqueeze(-1) if grid.signed else 0
-    deviation = (values - mean) * present
+    mean = (values * present).sum(dim=-1) / count if grid.signed else torch.zeros_like(count)
+    deviation = (values - mean.unsqueeze(-1)) * present
     spread = deviation.abs().sum(dim=-1) if prior == "laplace" else deviation.square().sum(dim=-1)
     spread = spread / count if prior == "laplace" else (spread / count).sqrt()
-    bits = torch.as_tensor(grid.bits + (0 if grid.signed else 1), device=values.device).long()
+    bits = torch.as_tensor(grid.bits, device=values.device)
     high = torch.as_tensor(grid.high, dtype=values.dtype, device=values.device)
-    factor = thresholds(prior).to(values)[bits]
-    scale = torch.minimum(factor * spread, grid.magnitude(values).amax(dim=-1)) / high.clamp_min(1)
+    threshold = mean.abs() + thresholds(prior).to(values)[bits.long() + (0 if grid.signed else 1)] * spread
+    scale = torch.minimum(threshold, grid.magnitude(values).amax(dim=-1)) / high.clamp_min(1)
     if values.dim() > 1 and (scale == 0).any():
         everything = clipping_scale(values.flatten(), Grid(round(bits.double().mean().item()), grid.signed), prior)
         scale = torch.where(scale > 0, scale, everything)
@@ -72,7 +73,8 @@ def bias_corrected(weight: Tensor, codes: Tensor, scale: Tensor) -> Codes:
     mean, quantized_mean = weight.mean(dim=-1), quantized.mean(dim=-1)
     norm = (weight - mean.unsqueeze(-1)).norm(dim=-1)
     quantized_norm = (quantized - quantized_mean.unsqueeze(-1)).norm(dim=-1)
-    ratio = torch.where(quantized_norm > 0, norm / quantized_norm.clamp_min(1e-30), 1)
+    varies = codes.amax(dim=-1) > codes.amin(dim=-1)  # where not, the norm is 0 or what rounding leaves of it
+    ratio = torch.where(varies, norm / quantized_norm.clamp_min(1e-30), 1)
     return Codes(codes.to(torch.int8), ratio * scale, mean - ratio * quantized_mean)
 
 
@@ -92,8 +94,9 @@ class ACIQ(Method):
         return self._clipped(weight, Grid(bits))
 
     def _clipped(self, weight: Tensor, grid: Grid) -> Codes:
-        scale = clipping_scale(weight, grid, self.weight_prior)
-        codes = grid.reshaped(*scale.shape, 1).quantize(weight, scale.unsqueeze(-1))
+        centred = weight - weight.mean(dim=-1, keepdim=True)  # which the bias correction puts back
+        scale = clipping_scale(centred, grid, self.weight_prior)
+        codes = grid.reshaped(*scale.shape, 1).quantize(centred, scale.unsqueeze(-1))
         return bias_corrected(weight, codes, scale)
 
     def calibrate_activations(self, samples: InputSamples, grid: Grid) -> Tensor:

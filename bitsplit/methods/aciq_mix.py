@@ -15,9 +15,9 @@ MOST_BITS = 8
 
 def allotted_bits(sigma: Tensor, bits: int) -> Tensor:
     """Whole bits M_i from 0 to 8 for channels (n,) of spread σ_i: 2^(M_i) ∝ σ_i^(2/3), their mean exactly `bits`."""
-    n = len(sigma)
-    floor = sigma.max().clamp_min(torch.finfo(sigma.dtype).tiny) * 2.0**-40  # beyond any difference that bits can show
-    wish = (2 / 3) * torch.log2(sigma.clamp_min(floor)).double()
+    n, spread = len(sigma), sigma.double()  # in single precision the floor of a layer of zeros would be 0
+    floor = spread.max().clamp_min(torch.finfo(sigma.dtype).tiny) * 2.0**-40  # beyond any difference that bits can show
+    wish = (2 / 3) * torch.log2(spread.clamp_min(floor))
     low, high = -wish.max() - MOST_BITS, MOST_BITS - wish.min()
     for _ in range(100):  # the mean grows with the common offset: bisection
         middle = (low + high) / 2

@@ -7,6 +7,7 @@ loss needs no labels: it is the cross-entropy against the floating-point network
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import ClassVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from bitsplit.stats import InputSamples, LayerStats
 
 EXPONENTS = (2.0, 2.5, 3.0, 3.5, 4.0)
 _BINS = 2048
-_REACH = 2.0  # Powell moves a scale by at most this factor
+_STEP = 1.1  # factor between two scales that Powell's method sees one unit apart
 
 
 def lp_scale(values: Tensor, grid: Grid, p: float) -> Tensor:
@@ -59,12 +60,14 @@ def best_exponent(exponents: Sequence[float], losses: list[float]) -> float:
 class LAPQ(Method):
     """Per-layer scales of least calibration loss on `images` pictures; first and last layer in floating point.
 
+    One iteration of Powell's method: a line search along each scale. The paper's loss takes 512 pictures; on ResNet-18
+    with glyphs 128, 256 and 512 give top-1 within 0.3 points of each other, in no order.
     Powell's method ends with the line search in which the loss has been evaluated `evaluations` times; each evaluation
     is a forward of those pictures.
     """
 
-    images: int = 512
-    evaluations: int = 600
+    images: int = 128
+    evaluations: int = 1000
 
     edge_bits: ClassVar[int] = 32  # floating point
 
@@ -77,27 +80,23 @@ class LAPQ(Method):
     def refine(
         self, weights: list[RefinableWeight], inputs: list[RefinableInput], loss: Callable[[int], float]
     ) -> None:
-        def scales(p: float) -> np.ndarray:
-            found = [lp_scale(layer.weight, Grid(layer.bits), p) for layer in weights]
-            found += [lp_scale(layer.samples.values, layer.grid, p) for layer in inputs]
-            return np.array([scale.item() for scale in found])
-
-        current = np.full(len(weights) + len(inputs), np.nan)
+        # Weights and inputs by turns, so that a search that is cut short has seen both.
+        tensors = [tensor for pair in zip_longest(weights, inputs) for tensor in pair if tensor]
+        current = np.full(len(tensors), np.nan)
 
         def loss_at(wanted: np.ndarray) -> float:
             for index in np.flatnonzero(wanted != current):
-                if index < len(weights):
-                    layer = weights[index]
-                    layer.put(_rounded(layer.weight, layer.bits, layer.weight.new_tensor(wanted[index])))
+                tensor, scale = tensors[index], float(wanted[index])
+                if isinstance(tensor, RefinableWeight):
+                    tensor.put(_rounded(tensor.weight, tensor.bits, tensor.weight.new_tensor(scale)))
                 else:
-                    layer = inputs[index - len(weights)]
-                    layer.put(layer.samples.values.new_tensor(wanted[index]))
+                    tensor.put(tensor.samples.values.new_tensor(scale))
             current[:] = wanted
             return loss(self.images)
 
-        candidates = [scales(p) for p in tqdm(EXPONENTS, "Lp scales", disable=None, leave=False)]
+        candidates = [_lp_scales(tensors, p) for p in tqdm(EXPONENTS, "Lp scales", disable=None, leave=False)]
         losses = [loss_at(candidate) for candidate in candidates]
-        candidates.append(scales(best_exponent(EXPONENTS, losses)))
+        candidates.append(_lp_scales(tensors, best_exponent(EXPONENTS, losses)))
         losses.append(loss_at(candidates[-1]))
         start = candidates[int(np.argmin(losses))]
         best = (min(losses), start)
@@ -105,16 +104,24 @@ class LAPQ(Method):
 
             def objective(exponents: np.ndarray) -> float:
                 nonlocal best
-                wanted = start * _REACH**exponents
+                wanted = start * _STEP**exponents
                 value = loss_at(wanted)
                 best = min(best, (value, wanted), key=lambda pair: pair[0])
                 progress.update()
                 return value
 
-            options = {"maxfev": self.evaluations, "xtol": 1e-3, "ftol": 1e-4}
-            bounds = [(-1, 1)] * len(start)
-            minimize(objective, np.zeros(len(start)), method="Powell", bounds=bounds, options=options)
+            options = {"maxfev": self.evaluations, "maxiter": 1, "xtol": 1e-2}
+            minimize(objective, np.zeros(len(start)), method="Powell", options=options)
         loss_at(best[1])
+
+
+def _lp_scales(tensors: list[RefinableWeight | RefinableInput], p: float) -> np.ndarray:
+    def scale(tensor: RefinableWeight | RefinableInput) -> Tensor:
+        if isinstance(tensor, RefinableWeight):
+            return lp_scale(tensor.weight, Grid(tensor.bits), p)
+        return lp_scale(tensor.samples.values, tensor.grid, p)
+
+    return np.array([scale(tensor).item() for tensor in tensors])
 
 
 def _rounded(weight: Tensor, bits: int, scale: Tensor) -> Codes:

@@ -37,7 +37,8 @@ def least_divergent(counts: np.ndarray, levels: int) -> int:
 
     P: the first i bins, all later counts added to the last of them. Q: those bins, without the later counts, merged
     into `levels` groups of equal width (to a bin), each spread evenly over its bins that are not empty. An outlier in a
-    bin that Q leaves empty would make the divergence infinite; such a threshold is never taken unless all are.
+    bin that Q leaves empty would make the divergence infinite; such a threshold is never taken unless all are. Nor is
+    one that leaves values in the last bin alone, where P and Q agree whatever is clipped.
     """
     total = counts.sum()
     best, kept = np.inf, len(counts)
@@ -53,7 +54,7 @@ def least_divergent(counts: np.ndarray, levels: int) -> int:
         reference[-1] += total - below[i]
         present = reference > 0
         q = np.where(counts[:i] > 0, spread, 0)[present]
-        if below[i] == 0 or (q == 0).any():
+        if occupied[i - 1] == 0 or (q == 0).any():
             continue
         p = reference[present] / total
         divergence = (p * np.log(p / (q / below[i]))).sum()

@@ -1,0 +1,12 @@
+"""From records to what people read: tables in Markdown, CSV and LaTeX, and figures. Reads files only, runs nothing.
+
+python -m bitsplit.report                   writes every table of every data set under results/
+python -m bitsplit.report table4 glyphs     also prints one
+python -m bitsplit.report figures glyphs    draws top-1 against bit-width
+"""
+
+from .accuracy import interval
+from .cell import cell_table
+from .titles import FULL_IMAGENET, METHOD_TITLES, MODEL_TITLES
+
+__all__ = ["FULL_IMAGENET", "METHOD_TITLES", "MODEL_TITLES", "cell_table", "interval"]

@@ -1,0 +1,25 @@
+"""95% intervals of an accuracy."""
+
+from collections.abc import Sequence
+from statistics import NormalDist, stdev
+
+_CONFIDENCE = 0.975  # two-sided 95%
+
+
+def interval(percent: float, images: int) -> float:
+    """Half width of the 95% interval of an accuracy measured on `images` pictures (binomial), in points."""
+    share = percent / 100
+    return 100 * NormalDist().inv_cdf(_CONFIDENCE) * (share * (1 - share) / images) ** 0.5
+
+
+def seeds_interval(percents: Sequence[float], images: int) -> float:
+    """Half width of the 95% interval of the mean accuracy of several seeds (Student's t), in points.
+
+    One seed, or seeds that all agree to the picture, say nothing about their spread: then the binomial interval.
+    """
+    if len(set(percents)) == 1:
+        return interval(percents[0], images)
+    from scipy.stats import t  # takes longer to load than everything else here, and few reports need it
+
+    count = len(percents)
+    return float(t.ppf(_CONFIDENCE, count - 1)) * stdev(percents) / count**0.5

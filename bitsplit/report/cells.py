@@ -1,0 +1,80 @@
+"""The numbers of a table: one row a cell, whatever the table looks like."""
+
+import pandas
+
+from .accuracy import seeds_interval
+from .titles import FLOATING_POINT
+
+FLOAT_BITS = 32
+KEY = ["model", "method", "wbits", "abits"]
+COLUMNS = [
+    *KEY,
+    "seeds",
+    "images",
+    "top1",
+    "top1_interval",
+    "top5",
+    "top5_interval",
+    "drop",
+    "paper_top1",
+    "difference",
+    "paper_top5",
+    "difference_top5",
+]
+
+
+def cells(
+    plan: list[tuple], runs: list[dict], paper: pandas.DataFrame | None = None, floating_point: str = "fp32"
+) -> pandas.DataFrame:
+    """One row a cell of `plan`, tuples (model, method, wbits, abits), in its order; columns are `COLUMNS`.
+
+    Accuracies in percent, intervals (half width), drops and differences in points. A cell without a record has no
+    seeds and no numbers. `floating_point` names the metrics that drops are against and that are the method of that name:
+    "fp32" or "fp32_bn".
+    """
+    table = pandas.DataFrame(plan, columns=KEY).merge(_measured(runs, floating_point), how="left", on=KEY)
+    table["seeds"] = table["seeds"].fillna(0).astype(int)
+    table["images"] = table["images"].astype("Int64")
+    if paper is None:
+        table = table.assign(paper_top1=None, paper_top5=None)
+    else:
+        table = table.merge(paper, how="left", on=KEY)
+    for metric, difference in (("top1", "difference"), ("top5", "difference_top5")):
+        table[difference] = table[metric] - table[f"paper_{metric}"].astype(float)
+    return table[COLUMNS].round(4)
+
+
+def measured_cells(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The rows of `table` that stand for quantized networks with a record."""
+    return table[(table["seeds"] > 0) & ~table["method"].isin(FLOATING_POINT)]
+
+
+def _measured(runs: list[dict], floating_point: str) -> pandas.DataFrame:
+    """Mean and interval over the seeds of each cell that has a record, the floating-point networks' included."""
+    rows = []
+    for run in runs:
+        quantized, reference = run["metrics"]["quantized"], run["metrics"][floating_point]
+        accuracy = {"images": quantized["images"], "top1": quantized["top1"], "top5": quantized["top5"]}
+        drop = reference["top1"] - quantized["top1"]
+        rows.append({key: run[key] for key in (*KEY, "seed")} | accuracy | {"drop": drop})
+        # Nothing but re-estimation makes the floating-point network depend on the seed.
+        seed = run["seed"] if floating_point == "fp32_bn" and run["batch_norm"] == "reestimate" else 0
+        accuracy = {"images": reference["images"], "top1": reference["top1"], "top5": reference["top5"]}
+        rows.append(
+            dict(zip(KEY, (run["model"], floating_point, FLOAT_BITS, FLOAT_BITS), strict=True))
+            | {"seed": seed}
+            | accuracy
+        )
+    groups = pandas.DataFrame(rows).drop_duplicates([*KEY, "seed"]).groupby(KEY, sort=False)
+    table = groups.agg(
+        seeds=("seed", "size"),
+        images=("images", "first"),
+        top1=("top1", "mean"),
+        top5=("top5", "mean"),
+        drop=("drop", "mean"),
+    )
+    for metric in ("top1", "top5"):
+        table[f"{metric}_interval"] = [
+            seeds_interval(group[metric].tolist(), group["images"].iloc[0]) for _, group in groups
+        ]
+    return table.reset_index()

@@ -1,0 +1,138 @@
+"""Figures: top-1 against bit-width, one panel a network, one line a method.
+
+The only module that needs matplotlib. No pyplot and no global state: a figure can be made anywhere and logged.
+"""
+
+import io
+from pathlib import Path
+
+import matplotlib
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from bitsplit import record
+
+from .cells import FLOAT_BITS
+from .folder import Folder, ordered
+from .sweeps import WIDTHS, runs_of, sweep_cells
+from .titles import FLOATING_POINT, MODEL_TITLES, PAPER_METHODS, in_order, method_title, model_title
+
+SWEEPS = {
+    "weights": ("Weights quantized, activations in floating point", "bit-width of the weights (bits)"),
+    "both": ("Weights and activations quantized", "bit-width of weights and activations (bits)"),
+}
+DRAWN = ["model", "method", "wbits", "abits", "seeds", "images", "top1", "top1_interval"]
+# Okabe and Ito's colours, which colour-blind people can tell apart; yellow, pale on white, comes last.
+_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#000000", "#0072B2", "#D55E00", "#F0E442")
+_MARKERS = "sv^<>oDPX*h"
+_INCHES, _PANEL_INCHES, _DPI = 9, 3.8, 200  # at 900 pixels, text of 10 points is 14 pixels high
+
+
+def drawn(runs: list[dict], sweep: str) -> pandas.DataFrame:
+    """What the figure of a sweep, "weights" or "both", draws: columns `DRAWN`, accuracy in percent, interval (half
+    width) in points. Floating point is a method of its own; only networks and cells with records."""
+    found = runs_of(runs, sweep)
+    if sweep == "weights":
+        found = [run for run in found if run["abits"] == FLOAT_BITS]
+    if not found:
+        return pandas.DataFrame(columns=DRAWN)
+    models = in_order((run["model"] for run in found), MODEL_TITLES)
+    table = sweep_cells(models, found, sweep, paper=None)
+    return table.loc[table["seeds"] > 0, DRAWN]
+
+
+def bit_width_figure(runs: list[dict], sweep: str = "both") -> Figure:
+    """Top-1 (%) against bit-width with 95% intervals, floating point dashed, from the records of one data set.
+
+    `sweep` is "weights" (activations in floating point) or "both". Without records of the sweep the figure is empty.
+    """
+    table = drawn(runs, sweep)
+    heading, width_label = SWEEPS[sweep]
+    models = list(table["model"].unique())
+    styles = _styles(table["method"].unique())
+    columns = 1 if len(models) < 2 else 2
+    rows = max(1, -(-len(models) // columns))
+    figure = Figure(figsize=(_INCHES, _PANEL_INCHES * rows + 1.2), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for panel, model in zip(panels, models, strict=False):
+        _draw(panel, table[table["model"] == model], styles)
+        panel.set_title(model_title(model))
+        panel.set_xlabel(width_label)
+        panel.set_ylabel("top-1 accuracy (%)")
+        panel.tick_params(labelbottom=True, labelleft=True)
+    for panel in list(panels)[len(models) :]:
+        panel.set_visible(False)
+    titles = "; ".join(sorted({run["data"]["title"] for run in runs}))
+    figure.suptitle(f"{heading}\n{titles}, 95% intervals")
+    handles = [Line2D([], [], label=method_title(method), **style) for method, style in styles.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def bit_width_figures(runs: list[dict]) -> dict[str, Figure]:
+    """The figures of these records by the name of the sweep, without those that would be empty."""
+    return {sweep: bit_width_figure(ordered(runs), sweep) for sweep in SWEEPS if not drawn(runs, sweep).empty}
+
+
+def write(folder: Folder, path: Path) -> list[Path]:
+    """Writes `path`/<sweep>.png, .svg and .csv, the drawn data, for every sweep with records; returns the pictures.
+
+    Pictures are drawn again only where the data differ or a picture is missing, whatever matplotlib would do otherwise
+    since.
+    """
+    pictures = []
+    for sweep in SWEEPS:
+        table = drawn(folder.runs, sweep)
+        if table.empty:
+            continue
+        text = table.to_csv(index=False)
+        data, png, svg = (path / f"{sweep}.{ending}" for ending in ("csv", "png", "svg"))
+        pictures += [png, svg]
+        if png.exists() and svg.exists() and data.exists() and data.read_text() == text:
+            continue
+        # The data are written last: without them an interrupted drawing counts as none.
+        data.unlink(missing_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+        figure = bit_width_figure(folder.runs, sweep)
+        figure.savefig(png, dpi=_DPI)
+        record.write_text(svg, _svg(figure))
+        record.write_text(data, text)
+    return pictures
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as SVG, the same text every time."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "bitsplit"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
+
+
+def _styles(methods: list[str]) -> dict[str, dict]:
+    """Colour, marker and line of each method: those of the paper's methods never depend on what else is drawn."""
+    quantized = [method for method in methods if method not in FLOATING_POINT]
+    places = in_order([*PAPER_METHODS, *quantized], dict.fromkeys(PAPER_METHODS))
+    styles = {"fp32": {"color": "#555555", "linestyle": "--"}}
+    for method in quantized:
+        place = places.index(method)
+        styles[method] = {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
+    return styles
+
+
+def _draw(panel: Axes, table: pandas.DataFrame, styles: dict[str, dict]) -> None:
+    for method, style in styles.items():
+        cells = table[table["method"] == method].sort_values("wbits")
+        if cells.empty:
+            continue
+        name = f"{cells['model'].iloc[0]}-{method}"  # of the line's group in the SVG
+        if method in FLOATING_POINT:
+            top1, half = cells[["top1", "top1_interval"]].iloc[0]
+            panel.axhspan(top1 - half, top1 + half, color=style["color"], alpha=0.12, linewidth=0)
+            panel.axhline(top1, gid=name, **style)
+            continue
+        line, *_ = panel.errorbar(cells["wbits"], cells["top1"], cells["top1_interval"], capsize=3, **style)
+        line.set_gid(name)
+    panel.set_xticks(sorted(WIDTHS))
+    panel.grid(axis="y", alpha=0.3)

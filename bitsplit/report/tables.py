@@ -1,0 +1,23 @@
+"""Every table by its name, and the files of all of them."""
+
+from pathlib import Path
+
+from .comparison import table4, table4_equal
+from .folder import Folder
+from .render import write
+from .runs import runs_table
+from .sweeps import table_both, table_weights
+
+TABLES = {
+    "runs": runs_table,
+    "table4": table4,
+    "table4_equal": table4_equal,
+    "table_weights": table_weights,
+    "table_both": table_both,
+}
+
+
+def write_tables(folder: Folder, path: Path) -> dict[str, str]:
+    """Writes every table of which a cell has a record as `path`/<name>.md, .csv and .tex; their Markdown by name."""
+    made = {name: make(folder) for name, make in TABLES.items()}
+    return {name: write(table, path, name) for name, table in made.items() if table is not None}

@@ -1,0 +1,42 @@
+"""Names of networks and methods as people read them, and the order in which every table and figure shows them."""
+
+from collections.abc import Iterable
+
+FULL_IMAGENET = "imagenet"  # the only folder in which the paper's numbers stand beside ours
+PAPER_SHOWN = (FULL_IMAGENET, "glyphs")  # folders whose tables name the paper's networks before they have run
+PAPER_MODELS = ("resnet18", "resnet50", "resnet101", "vgg16_bn")
+PAPER_METHODS = ("tflite", "tensorrt", "aciq", "aciq_mix", "lapq", "bitsplit", "bitsplit_per_channel")
+
+FLOATING_POINT = {"fp32": "floating point", "fp32_bn": "floating point, same batch-norm"}
+METHOD_TITLES = FLOATING_POINT | {
+    "tflite": "TF-Lite",
+    "tensorrt": "TensorRT",
+    "aciq": "ACIQ",
+    "aciq_mix": "ACIQ-Mix",
+    "lapq": "LAPQ",
+    "bitsplit": "Bit-split",
+    "bitsplit_per_channel": "Bit-split-per-channel",
+}
+MODEL_TITLES = {
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+    "vgg16_bn": "VGG-16-BN",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+}
+
+
+def method_title(name: str) -> str:
+    """The title of a method; one that has none goes by its own name."""
+    return METHOD_TITLES.get(name, name)
+
+
+def model_title(name: str) -> str:
+    """The title of a network; one that has none goes by its own name."""
+    return MODEL_TITLES.get(name, name)
+
+
+def in_order(names: Iterable[str], titles: dict[str, str]) -> list[str]:
+    """Each name once: those of `titles` in its order, then the others by alphabet."""
+    rank = {name: position for position, name in enumerate(titles)}
+    return sorted(set(names), key=lambda name: (rank.get(name, len(rank)), name))

@@ -1,0 +1,189 @@
+"""Hours that the paper's tables take on full ImageNet, from throughput measured on this machine.
+
+Command:  python experiments/estimate_cost.py [--device cuda] [--devices 8]
+Data:     none; random pictures and random weights, which take the same time
+Expected: 3 minutes on 2 cores, seconds on a GPU
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import pandas
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from bitsplit import methods, solver
+from bitsplit.config import FLOAT_BITS, Calibration, Settings
+from bitsplit.data.pictures import PictureFiles, Preprocessing
+from bitsplit.layers import measure_batch_norm
+from bitsplit.ptq import statistics_of
+from bitsplit.report import MODEL_TITLES
+from bitsplit.stats import grouped_weight, weighted_layers
+from bitsplit.sweep import configured, expand
+from bitsplit.vision import torchvision
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = Settings()
+EXPERIMENTS = {"table4": "table4", "table-weights": "weights", "table-both": "both", "table4-equal": "table4_equal"}
+CALIBRATION_PICTURES = SETTINGS.calibration.gram_batches * SETTINGS.calibration.batch_size
+SCALE_PICTURES = SETTINGS.calibration.scale_batches * SETTINGS.calibration.batch_size
+BATCH_NORM_PICTURES = SETTINGS.batch_norm.batches * SETTINGS.calibration.batch_size
+MOST_INPUTS = 4608  # of a timed solve; VGG's first linear layer has 25,088
+ROWS = 64  # output channels of a timed solve; rows are independent, so its time is scaled to all of them
+
+
+def cells_of(experiment: str) -> list[tuple]:
+    """(model, method, wbits, abits, batch-norm mode, bits of first and last layer) of every cell of an experiment."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", [f"experiment={experiment}"], return_hydra_config=True)
+    found = []
+    for overrides in expand(config):
+        cell, chosen = configured(config, overrides), dict(override.split("=") for override in overrides)
+        method = methods.named(chosen["method"])
+        mode = method.batch_norm if cell.batch_norm.mode == "auto" else cell.batch_norm.mode
+        edge = method.edge_bits if cell.bits.first_wbits == "auto" else cell.bits.first_wbits
+        found.append((chosen["model"], method.name, cell.wbits, cell.abits, mode, edge))
+    return found
+
+
+def seconds_of(action, device: torch.device) -> float:
+    """The shorter of two timings, after one call to warm up."""
+    timings = []
+    for _ in range(3):
+        _synchronise(device)
+        start = time.perf_counter()
+        action()
+        _synchronise(device)
+        timings.append(time.perf_counter() - start)
+    return min(timings[1:])
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def solve_seconds(network: nn.Module, device: torch.device) -> float:
+    """Bit-split at 4 bits on every layer, timed once for each shape on a few rows of a random problem."""
+    total, per_row = 0.0, {}
+    generator = torch.Generator().manual_seed(0)
+    for layer in weighted_layers(network).values():
+        groups, rows, all_inputs = grouped_weight(layer).shape
+        weight = grouped_weight(layer)[:, :, :MOST_INPUTS]
+        inputs = weight.shape[-1]
+        if (groups, inputs) not in per_row:
+            patches = torch.randn(groups, inputs + 64, inputs, generator=generator).to(device)
+            gram = patches.mT @ patches / patches.shape[1]
+            part = weight[:, :ROWS].contiguous()
+            start = time.perf_counter()
+            solver.solve(gram, part @ gram, bits=4, weight=part)
+            per_row[groups, inputs] = (time.perf_counter() - start) / part.shape[1]
+        total += per_row[groups, inputs] * rows * (all_inputs / inputs) ** 2  # an update costs N, and there are N
+    return total
+
+
+def decoding_seconds() -> float:
+    """Seconds to read, resize and crop one JPEG picture of ImageNet's usual size on one core."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "picture.jpg"
+        noise = torch.randint(0, 256, (12, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        Image.fromarray(noise.numpy()).resize((500, 375)).save(path, quality=90)
+        files = PictureFiles([path] * 20, [0] * 20, Preprocessing().evaluation(resize=256))
+        return seconds_of(lambda: list(map(files.__getitem__, range(20))), torch.device("cpu")) / 20
+
+
+def measured(name: str, device: torch.device, pictures: int) -> dict[str, float]:
+    """Seconds a picture of the evaluation, of a batch-norm pass and of the calibration; seconds of a whole solve."""
+    network = torchvision.models.get_model(name).eval().to(device, memory_format=torch.channels_last)
+    images = torch.randn(pictures, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for piece in images.split(16 if device.type == "cpu" else pictures):
+            network(piece)
+
+    calibration = Settings(calibration=Calibration(pictures, 1, 12_000 * pictures // CALIBRATION_PICTURES, 1))
+    return {
+        "forward": seconds_of(forward, device) / pictures,
+        "batch_norm": seconds_of(lambda: measure_batch_norm(network, [images], 1), device) / pictures,
+        "statistics": seconds_of(lambda: statistics_of(network, [images], calibration), device) / pictures,
+        "solve": solve_seconds(network, device),
+    }
+
+
+def seconds_of_cell(cell: tuple, speed: dict[str, float], images: int) -> float:
+    """Seconds of one cell beyond what it shares with the others of its network."""
+    _, name, wbits, abits, mode, _ = cell
+    method = methods.named(name)
+    seconds = images * speed["forward"]
+    if mode != "none":
+        seconds += BATCH_NORM_PICTURES * speed["batch_norm"] * (1 if abits == FLOAT_BITS else 2)
+    if abits != FLOAT_BITS:
+        seconds += SCALE_PICTURES * speed["forward"]
+    if hasattr(method, "sweeps"):
+        seconds += speed["solve"] * wbits / 4  # planes and sweeps grow with the bits
+    if hasattr(method, "evaluations"):
+        seconds += method.evaluations * method.images * speed["forward"]
+    return seconds
+
+
+def shared_seconds(modes: set[str], speed: dict[str, float], images: int) -> float:
+    """Seconds of what a network's cells share: its own evaluation, its statistics, its batch-norm re-estimated."""
+    seconds = images * speed["forward"] + CALIBRATION_PICTURES * speed["statistics"]
+    if modes - {"none"}:
+        seconds += images * speed["forward"] + BATCH_NORM_PICTURES * speed["batch_norm"]
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
+    parser.add_argument("--devices", type=int, default=4, help="how many such devices share the cells (default: 4)")
+    parser.add_argument("--images", type=int, default=50_000, help="validation pictures (default: 50000)")
+    parser.add_argument("--pictures", type=int, default=32, help="pictures a measurement (default: 32)")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+
+    tables = {title: cells_of(experiment) for title, experiment in EXPERIMENTS.items()}
+    networks = list(dict.fromkeys(cell[0] for cells in tables.values() for cell in cells))
+    speeds = {name: measured(name, device, arguments.pictures) for name in tqdm(networks, "measuring", disable=None)}
+    print(f"\nMeasured on {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'this CPU'}, 224×224:")
+    rows = [
+        {
+            "network": MODEL_TITLES[name],
+            "evaluation, pictures/s": 1 / speed["forward"],
+            "batch-norm, pictures/s": 1 / speed["batch_norm"],
+            "calibration, pictures/s": 1 / speed["statistics"],
+            "solve W4, s": speed["solve"],
+        }
+        for name, speed in speeds.items()
+    ]
+    print(pandas.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.1f}"))
+
+    rows, known = [], set()
+    for title, cells in tables.items():
+        for name in networks:
+            new = [cell for cell in dict.fromkeys(cells) if cell[0] == name and cell not in known]
+            known.update(new)
+            seconds = sum(seconds_of_cell(cell, speeds[name], arguments.images) for cell in new)
+            seconds += shared_seconds({cell[4] for cell in new}, speeds[name], arguments.images) if new else 0
+            row = {"table": title, "network": MODEL_TITLES[name], "cells": len(new)}
+            rows.append(row | {"images": len(new) * arguments.images, "hours": seconds / 3600})
+    estimate = pandas.DataFrame(rows)
+    total = {"table": "all", "network": ""} | estimate[["cells", "images", "hours"]].sum().to_dict()
+    estimate = pandas.concat([estimate, pandas.DataFrame([total])], ignore_index=True)
+    estimate[f"hours on {arguments.devices}"] = estimate["hours"] / arguments.devices
+    print(
+        "\nCells without those of the tables above; hours on one such device, and with the cells spread over several:"
+    )
+    print(estimate.to_string(index=False, float_format=lambda value: f"{value:.1f}"))
+    print(f"\nDecoding is not in it: {1 / decoding_seconds():.0f} pictures of 500×375 a second and core here.")
+
+
+if __name__ == "__main__":
+    main()
