@@ -9,6 +9,9 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 # Huge pages for torch's feature maps, where the system has them: else page faults take half the time at 224×224.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+# Threads that wait for each other sleep: spinning, two busy processes on one machine slow each other down tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException

@@ -90,4 +90,4 @@ def test_settings_outside_their_range(make):
     ],
 )
 def test_auto_is_the_methods_own_unless_pictures_are_few(mode, prescribed, available, expected):
-    assert BatchNorm(mode=mode).decided(prescribed, available).mode == expected
+    assert BatchNorm(mode=mode, batches=200).decided(prescribed, available).mode == expected

@@ -18,11 +18,13 @@ from bitsplit.config import BatchNorm, Bits, Calibration, Settings
 from bitsplit.errors import InputError
 from bitsplit.layers import InputQuantizer, QuantizedLayer, reestimate_batch_norm
 from bitsplit.methods.lapq import LAPQ
+from bitsplit.methods.tensorrt import TensorRT
 
 SMALL = Settings(calibration=Calibration(patches=800, samples=20_000))
 NO_NORM = Settings(calibration=SMALL.calibration, batch_norm=BatchNorm(mode="none"))
-EVERY = [LAPQ(images=20, evaluations=20) if name == "lapq" else methods.named(name) for name in methods.names()]
-EVERY_NAME = methods.names()
+QUICK = {"lapq": LAPQ(images=16, evaluations=15), "tensorrt": TensorRT(bins=512)}
+EVERY = [QUICK.get(name) or methods.named(name) for name in methods.names()]
+every_method = pytest.mark.parametrize("method", EVERY, ids=methods.names())
 LAYERS = ["stem", "main.0", "main.3", "main.6", "down", "wide", "mix", "head"]
 
 
@@ -147,7 +149,7 @@ def test_32_bits_are_the_floating_point_network(network):
     assert set(quantized.report["wbits"]) == set(quantized.report["abits"]) == {32}
 
 
-@pytest.mark.parametrize("method", EVERY, ids=EVERY_NAME)
+@every_method
 def test_one_seed_one_result(network, method):
     results = []
     for state in (1, 2):
@@ -234,7 +236,7 @@ def test_layers_see_integers(network):
         assert len(codes.round().unique()) > 2
 
 
-@pytest.mark.parametrize("method", EVERY, ids=EVERY_NAME)
+@every_method
 def test_layers_that_read_one_tensor_share_their_quantizer(network, method):
     settings = Settings(bits=Bits(last_wbits=8, last_abits=8), calibration=SMALL.calibration)
     quantized = bitsplit.quantize(network, BATCHES, 4, 4, method, settings=settings)
@@ -269,7 +271,7 @@ def test_w8a8_is_close_and_errors_fall_with_bits(seed):
     assert -10 * errors[-1].log10() > 25
 
 
-@pytest.mark.parametrize("method", EVERY, ids=EVERY_NAME)
+@every_method
 def test_every_method_on_signed_inputs_is_finite_and_its_error_falls_with_bits(method):
     network, weights, inputs, errors = lively(Signed()), [], [], []
     x = torch.cat(BATCHES)
@@ -289,7 +291,7 @@ def test_every_method_on_signed_inputs_is_finite_and_its_error_falls_with_bits(m
         assert (parts[-1] < 0.1 * parts[0]).all()
 
 
-@pytest.mark.parametrize("method", EVERY, ids=EVERY_NAME)
+@every_method
 @pytest.mark.parametrize("wbits, abits", [(4, 32), (32, 4)])
 def test_one_side_stays_in_floating_point(network, method, wbits, abits):
     quantized = bitsplit.quantize(network, BATCHES, wbits, abits, method, settings=NO_NORM)
@@ -303,7 +305,7 @@ def test_one_side_stays_in_floating_point(network, method, wbits, abits):
     assert 0 < ((outputs(quantized) - expected) ** 2).sum() < 0.3 * (expected**2).sum()
 
 
-@pytest.mark.parametrize("method", EVERY, ids=EVERY_NAME)
+@every_method
 def test_state_of_one_run_loads_into_another(network, method):
     one, other = (bitsplit.quantize(network, batches, 4, 4, method, settings=SMALL) for batches in (BATCHES, [TEST]))
     assert not torch.equal(outputs(one), outputs(other))
@@ -358,7 +360,7 @@ def test_all_of_the_result_is_in_eval_mode(network):
 # Degenerate and unusual networks
 
 
-@pytest.mark.parametrize("method", EVERY, ids=EVERY_NAME)
+@every_method
 @pytest.mark.parametrize("bits", [2, 4])
 def test_zero_channels_and_dead_inputs(network, method, bits):
     with torch.no_grad():
@@ -375,7 +377,7 @@ def test_zero_channels_and_dead_inputs(network, method, bits):
     assert not quantized.mix.codes.any() and not quantized.mix.weight.any()
 
 
-@pytest.mark.parametrize("method", EVERY, ids=EVERY_NAME)
+@every_method
 @pytest.mark.parametrize("value", [0.0, 0.7, -3.0])
 def test_constant_pictures(network, method, value):
     quantized = bitsplit.quantize(network, [torch.full((4, 3, 12, 12), value)] * 2, 4, 4, method, settings=SMALL)
@@ -399,7 +401,7 @@ class Tokens(nn.Module):
         return self.head(x.mean(dim=1))
 
 
-@pytest.mark.parametrize("method", EVERY, ids=EVERY_NAME)
+@every_method
 def test_linear_layers_on_sequences_and_shared_weights(method):
     network = Tokens()
     quantized = bitsplit.quantize(network, BATCHES, 8, 8, method, settings=SMALL)
@@ -441,7 +443,7 @@ def test_parametrized_weights_are_left_with_a_note(count):
     assert len(report) == 2 + count and (report["note"] != "").sum() == count
 
 
-@pytest.mark.parametrize("method", EVERY, ids=EVERY_NAME)
+@every_method
 def test_runs_in_inference_mode(network, method):
     expected = bitsplit.quantize(network, BATCHES, method=method, settings=SMALL)
     with torch.inference_mode():

@@ -29,19 +29,18 @@ def cells(
     """One row a cell of `plan`, tuples (model, method, wbits, abits), in its order; columns are `COLUMNS`.
 
     Accuracies in percent, intervals (half width), drops and differences in points. A cell without a record has no
-    seeds and no numbers. `floating_point` names the metrics that drops are against and that are the method of that name:
-    "fp32" or "fp32_bn".
+    seeds and no numbers. Drops are against the `floating_point` network, which is a method of the plan too: "fp32", or
+    "fp32_bn" with re-estimated batch-norm.
     """
     table = pandas.DataFrame(plan, columns=KEY).merge(_measured(runs, floating_point), how="left", on=KEY)
     table["seeds"] = table["seeds"].fillna(0).astype(int)
     table["images"] = table["images"].astype("Int64")
-    if paper is None:
-        table = table.assign(paper_top1=None, paper_top5=None)
-    else:
+    if paper is not None:
         table = table.merge(paper, how="left", on=KEY)
+    table = table.reindex(columns=COLUMNS)
     for metric, difference in (("top1", "difference"), ("top5", "difference_top5")):
         table[difference] = table[metric] - table[f"paper_{metric}"].astype(float)
-    return table[COLUMNS].round(4)
+    return table.round(4)
 
 
 def measured_cells(table: pandas.DataFrame) -> pandas.DataFrame:

@@ -34,11 +34,10 @@ def table4_equal(folder: Folder) -> Table | None:
     if not runs:
         return None
     table = _cells(folder, runs, "fp32_bn")
-    terms = runs[0]["config"]["batch_norm"]
+    terms = ", ".join(f"{key}={value}" for key, value in _batch_norm(runs[0]).items())
     caption = (
         f"Table 4 on equal terms on {folder.title}: every method, and floating point, with the same batch-norm "
-        f"re-estimation ({terms['mode']}, at most {terms['batches']} batches), first and last layer at 8 bits; "
-        f"top-1 {legend(table)}"
+        f"re-estimation ({terms}), first and last layer at 8 bits; top-1 {legend(table)}"
     )
     own = _in_settings(standard(folder.runs))
     notes = _notes(_cells(folder, own), table, {run["method"] for run in runs if run["variant"] == ""}) if own else ()
@@ -108,10 +107,10 @@ def _notes(own: pandas.DataFrame, equal: pandas.DataFrame, already: set[str]) ->
         for networks, group in gains.groupby("size"):
             listed = ", ".join(f"{method_title(name)} {signed(gain)}" for name, gain in group["mean"].items())
             over = f"mean over {networks} networks" if networks > 1 else "1 network"
-            notes.append(f"{setting}: top-1 against table4, in points ({over}): {listed}.")
+            notes.append(f"{setting}, gain in top-1 over table4 in points ({over}): {listed}.")
         notes += _order(setting, found)
     if shared := in_order(already & set(both["method"]), METHOD_TITLES):
-        notes.append(f"The same records as in table4: {', '.join(map(method_title, shared))}.")
+        notes.append(f"Unchanged, being the same records as in table4: {', '.join(map(method_title, shared))}.")
     return notes
 
 
@@ -125,6 +124,5 @@ def _order(setting: str, found: pandas.DataFrame) -> list[str]:
         for column in ("top1", "top1_equal")
     )
     over = f"mean of {len(complete)} networks" if len(complete) > 1 else "1 network"
-    if before == after:
-        return [f"{setting}: the order of methods ({over}) stays {after}."]
-    return [f"{setting}: the order of methods ({over}) changes from {before} to {after}."]
+    ranked = f"{setting}, methods ranked by top-1 ({over}), whatever the intervals"
+    return [f"{ranked}: still {after}." if before == after else f"{ranked}: {before} becomes {after}."]

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from bitsplit import record
 
 from .cells import FLOAT_BITS
-from .folder import Folder, ordered
+from .folder import Folder
 from .sweeps import WIDTHS, runs_of, sweep_cells
 from .titles import FLOATING_POINT, MODEL_TITLES, PAPER_METHODS, in_order, method_title, model_title
 
@@ -27,6 +27,7 @@ DRAWN = ["model", "method", "wbits", "abits", "seeds", "images", "top1", "top1_i
 # Okabe and Ito's colours, which colour-blind people can tell apart; yellow, pale on white, comes last.
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#000000", "#0072B2", "#D55E00", "#F0E442")
 _MARKERS = "sv^<>oDPX*h"
+_SPREAD = 0.3  # bits between the first and the last method of one bit-width
 _INCHES, _PANEL_INCHES, _DPI = 9, 3.8, 200  # at 900 pixels, text of 10 points is 14 pixels high
 
 
@@ -71,9 +72,9 @@ def bit_width_figure(runs: list[dict], sweep: str = "both") -> Figure:
     return figure
 
 
-def bit_width_figures(runs: list[dict]) -> dict[str, Figure]:
-    """The figures of these records by the name of the sweep, without those that would be empty."""
-    return {sweep: bit_width_figure(ordered(runs), sweep) for sweep in SWEEPS if not drawn(runs, sweep).empty}
+def of_network(runs: list[dict]) -> dict[str, Figure]:
+    """The figures of one network's records on one data set by the name of the sweep, without those that are empty."""
+    return {sweep: bit_width_figure(runs, sweep) for sweep in SWEEPS if not drawn(runs, sweep).empty}
 
 
 def write(folder: Folder, path: Path) -> list[Path]:
@@ -114,16 +115,19 @@ def _styles(methods: list[str]) -> dict[str, dict]:
     """Colour, marker and line of each method: those of the paper's methods never depend on what else is drawn."""
     quantized = [method for method in methods if method not in FLOATING_POINT]
     places = in_order([*PAPER_METHODS, *quantized], dict.fromkeys(PAPER_METHODS))
+    edge = {"markeredgecolor": "black", "markeredgewidth": 0.4}
     styles = {"fp32": {"color": "#555555", "linestyle": "--"}}
     for method in quantized:
         place = places.index(method)
-        styles[method] = {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
+        styles[method] = {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]} | edge
     return styles
 
 
 def _draw(panel: Axes, table: pandas.DataFrame, styles: dict[str, dict]) -> None:
+    methods = [method for method in styles if method not in FLOATING_POINT]
+    step = _SPREAD / max(len(methods) - 1, 2)
     for method, style in styles.items():
-        cells = table[table["method"] == method].sort_values("wbits")
+        cells = table[table["method"] == method]
         if cells.empty:
             continue
         name = f"{cells['model'].iloc[0]}-{method}"  # of the line's group in the SVG
@@ -132,7 +136,11 @@ def _draw(panel: Axes, table: pandas.DataFrame, styles: dict[str, dict]) -> None
             panel.axhspan(top1 - half, top1 + half, color=style["color"], alpha=0.12, linewidth=0)
             panel.axhline(top1, gid=name, **style)
             continue
-        line, *_ = panel.errorbar(cells["wbits"], cells["top1"], cells["top1_interval"], capsize=3, **style)
+        # Methods side by side, so that equal accuracies hide neither marker nor interval.
+        cells = cells.set_index("wbits").reindex(sorted(WIDTHS))  # the line breaks where a bit-width has not run
+        place = cells.index + (methods.index(method) - (len(methods) - 1) / 2) * step
+        line, *_ = panel.errorbar(place, cells["top1"], cells["top1_interval"], capsize=3, markersize=5, **style)
         line.set_gid(name)
     panel.set_xticks(sorted(WIDTHS))
+    panel.set_xlim(min(WIDTHS) - 0.5, max(WIDTHS) + 0.5)
     panel.grid(axis="y", alpha=0.3)

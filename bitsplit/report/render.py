@@ -1,5 +1,6 @@
 """A table's three files: Markdown and LaTeX for people, CSV for programs."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ LONGEST_FLOAT = 45  # rows that LaTeX still sets on one page
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "–": "--"}
+    | {"±": r"$\pm$", "−": "$-$", "+": "$+$", "<": "$<$", ">": "$>$", "–": "--"}
 )
 
 
@@ -36,18 +37,19 @@ def latex(table: Table) -> str:
     """Needs the packages booktabs and, for a table longer than a page, longtable."""
     escaped = table.shown.map(_escaped).rename(columns=_escaped)
     long = len(escaped) > LONGEST_FLOAT
-    style = escaped.set_index(list(escaped.columns[: table.heads])).style if table.heads else escaped.style.hide()
+    heads = list(escaped.columns[: table.heads])
+    style = escaped.set_index(heads).rename_axis([None] * len(heads)).style if heads else escaped.style.hide()
     text = style.to_latex(
         caption=_escaped(table.caption),
         environment="longtable" if long else None,
         hrules=True,
-        clines="skip-last;data" if table.heads else None,
+        clines="skip-last;data" if heads else None,  # between blocks of the first label
         multirow_align="naive",
     )
+    text = re.sub(r"\\cline{[\d-]+}\n(?=\\bottomrule|\\end)", "", text)
+    text = re.sub(r"\\cline{[\d-]+}", r"\\midrule", text)
     notes = "".join(f"\\par {_escaped(note)}\n" for note in table.notes)
-    if long:
-        return text + notes
-    return text.replace("\\end{tabular}\n", f"\\end{{tabular}}\n{notes}")
+    return text + notes if long else text.replace("\\end{tabular}\n", f"\\end{{tabular}}\n{notes}")
 
 
 def write(table: Table, folder: Path, name: str) -> str:

@@ -7,7 +7,7 @@ from .cells import FLOAT_BITS, cells
 from .folder import Folder, standard
 from .render import Table
 from .texts import legend, top1_text, top5_text
-from .titles import FLOATING_POINT, METHOD_TITLES, in_order, method_title, model_title
+from .titles import METHOD_TITLES, in_order, method_title, model_title
 
 WIDTHS = (8, 7, 6, 5, 4, 3)
 SETTINGS = {  # (wbits, abits)
@@ -61,19 +61,14 @@ def _table(folder: Folder, sweep: str) -> Table | None:
 
 
 def _shown(table: pandas.DataFrame) -> pandas.DataFrame:
-    """One row a network and setting, one column a method and accuracy; floating point stands in all of them."""
-    methods = [method for method in table["method"].unique() if method not in FLOATING_POINT]
-    rows = []
-    for (model, wbits, abits), group in table.groupby(["model", "wbits", "abits"], sort=False):
-        found = {cell["method"]: cell for _, cell in group.iterrows()}
-        floating_point = found.get("fp32")
-        row = {
-            "network": model_title(model),
-            "bits": f"W{wbits}A{abits}" if floating_point is None else "floating point",
+    """One row a cell, top-1 beside top-5."""
+    bits = "W" + table["wbits"].astype(str) + "A" + table["abits"].astype(str)
+    return pandas.DataFrame(
+        {
+            "network": table["model"].map(model_title),
+            "bits": bits.where(table["wbits"] != FLOAT_BITS, ""),
+            "method": table["method"].map(method_title),
+            "top-1": table.apply(top1_text, axis=1),
+            "top-5": table.apply(top5_text, axis=1),
         }
-        for metric, text in (("top-1", top1_text), ("top-5", top5_text)):
-            for method in methods:
-                cell = found[method] if floating_point is None else floating_point
-                row[f"{method_title(method)} {metric}"] = text(cell)
-        rows.append(row)
-    return pandas.DataFrame(rows)
+    )

@@ -14,7 +14,7 @@ from bitsplit.stats import InputSamples, LayerStats
 
 
 def divergence(counts, i, levels):
-    """KL(P‖Q) of the threshold after i bins; infinite where Q has nothing that P has, or both have the last bin only."""
+    """KL(P‖Q) of the threshold after i bins; infinite where Q lacks what P has, or both have the last bin alone."""
     reference = [counts[j] for j in range(i)]
     reference[i - 1] += sum(counts[i:])
     candidate = [0.0] * i
