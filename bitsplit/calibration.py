@@ -46,14 +46,16 @@ class CalibrationLoss:
 
     def __init__(self, floating_point: nn.Module, quantized: nn.Module, batches: CalibrationBatches):
         self._floating_point, self._quantized, self._batches = floating_point, quantized, batches
-        self._targets: list[tuple[Tensor, Tensor]] = []
+        self._targets: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     @torch.inference_mode()
     def __call__(self, images: int) -> float:
         """The mean over the first `images` calibration pictures, the same at each call."""
-        self._targets = self._targets or self._predictions(images)
-        total = sum(functional.cross_entropy(self._quantized(x), y, reduction="sum").item() for x, y in self._targets)
-        return total / sum(len(x) for x, _ in self._targets)
+        if images not in self._targets:
+            self._targets[images] = self._predictions(images)
+        targets = self._targets[images]
+        total = sum(functional.cross_entropy(self._quantized(x), y, reduction="sum").item() for x, y in targets)
+        return total / sum(len(x) for x, _ in targets)
 
     def _predictions(self, images: int) -> list[tuple[Tensor, Tensor]]:
         targets = []

@@ -56,6 +56,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 SCHEMA["required"] = list(SCHEMA["properties"])
+_VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)  # made once: making it takes longer than a check
 
 
 def config_hash(config: dict) -> str:
@@ -73,7 +74,7 @@ def read(path: Path) -> dict | None:
     """The record at `path`; None when there is none or what is there is not a whole one."""
     try:
         record = json.loads(path.read_text())
-        jsonschema.validate(record, SCHEMA)
+        _VALIDATOR.validate(record)
     except (OSError, json.JSONDecodeError, jsonschema.ValidationError):
         return None
     return record
@@ -82,7 +83,7 @@ def read(path: Path) -> dict | None:
 def write(path: Path, record: dict) -> None:
     """Validates the record and puts it at `path` in one step. Raises jsonschema.ValidationError and then writes
     nothing."""
-    jsonschema.validate(record, SCHEMA)
+    _VALIDATOR.validate(record)
     write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 

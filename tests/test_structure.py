@@ -36,7 +36,7 @@ ROOMS = {
     "tasks": {"models"},
     "record": set(),
     "cell": {"config", "methods", "ptq", "record", "stats", "tasks"},
-    "report": {"record"},
+    "report": {"record", "report"},
     "sweep": {"cell", "record"},
     "tracking": {"record", "report"},
 }

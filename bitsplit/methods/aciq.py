@@ -47,7 +47,12 @@ def clipping_scale(values: Tensor, grid: Grid, prior: str) -> Tensor:
     are the positive half of a distribution about zero: they have the threshold of twice the range with one bit more,
     and their spread is that of the positive values. Nothing is clipped beyond the largest value. Rows without any value
     take the scale that all rows together would have.
+
+    prior: "laplace", "gauss", or "best", row by row the one of them that leaves the smaller squared error.
     """
+    if prior == "best":
+        laplace, gauss = (clipping_scale(values, grid, prior) for prior in ("laplace", "gauss"))
+        return torch.where(_error(values, grid, laplace) <= _error(values, grid, gauss), laplace, gauss)
     present = torch.ones_like(values) if grid.signed else (values > 0).to(values.dtype)
     count = present.sum(dim=-1).clamp_min(1)
     mean = (values * present).sum(dim=-1) / count if grid.signed else torch.zeros_like(count)
@@ -62,6 +67,11 @@ def clipping_scale(values: Tensor, grid: Grid, prior: str) -> Tensor:
         everything = clipping_scale(values.flatten(), Grid(round(bits.double().mean().item()), grid.signed), prior)
         scale = torch.where(scale > 0, scale, everything)
     return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def _error(values: Tensor, grid: Grid, scale: Tensor) -> Tensor:
+    scale = scale.unsqueeze(-1)
+    return (grid.reshaped(*scale.shape).quantize(values, scale) * scale - values).square().sum(dim=-1)
 
 
 def bias_corrected(weight: Tensor, codes: Tensor, scale: Tensor) -> Codes:
@@ -80,15 +90,19 @@ def bias_corrected(weight: Tensor, codes: Tensor, scale: Tensor) -> Codes:
 
 @dataclass(frozen=True)
 class ACIQ(Method):
-    """Weights and activations clipped per channel under a prior, "laplace" or "gauss"; weights with bias correction."""
+    """Weights and activations clipped per channel under a prior; weights with bias correction.
 
-    weight_prior: str = "gauss"
-    input_prior: str = "laplace"
+    The priors are "laplace", "gauss" or "best" of the two: at 8 bits, in the first and last layer, a normal prior clips
+    where nothing should be, and at 4 bits a Laplace prior reaches too far for weights.
+    """
+
+    weight_prior: str = "best"
+    input_prior: str = "best"
 
     def __post_init__(self) -> None:
         for name in ("weight_prior", "input_prior"):
-            if getattr(self, name) not in ("laplace", "gauss"):
-                raise InputError(f"method.{name} must be laplace or gauss; got {getattr(self, name)!r}")
+            if getattr(self, name) not in ("laplace", "gauss", "best"):
+                raise InputError(f"method.{name} must be laplace, gauss or best; got {getattr(self, name)!r}")
 
     def solve_weights(self, stats: LayerStats, weight: Tensor, bits: int) -> Codes:
         return self._clipped(weight, Grid(bits))

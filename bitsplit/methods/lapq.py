@@ -62,8 +62,7 @@ class LAPQ(Method):
 
     One iteration of Powell's method: a line search along each scale. The paper's loss takes 512 pictures; on ResNet-18
     with glyphs 128, 256 and 512 give top-1 within 0.3 points of each other, in no order.
-    Powell's method ends with the line search in which the loss has been evaluated `evaluations` times; each evaluation
-    is a forward of those pictures.
+    The search ends after `evaluations` of the loss at the latest, each of them a forward of those pictures.
     """
 
     images: int = 128

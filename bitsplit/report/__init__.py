@@ -5,8 +5,8 @@ python -m bitsplit.report table4 glyphs     also prints one
 python -m bitsplit.report figures glyphs    draws top-1 against bit-width
 """
 
-from .accuracy import interval
-from .cell import cell_table
-from .titles import FULL_IMAGENET, METHOD_TITLES, MODEL_TITLES
+from bitsplit.report.accuracy import interval
+from bitsplit.report.cell import cell_table
+from bitsplit.report.titles import FULL_IMAGENET, METHOD_TITLES, MODEL_TITLES
 
 __all__ = ["FULL_IMAGENET", "METHOD_TITLES", "MODEL_TITLES", "cell_table", "interval"]

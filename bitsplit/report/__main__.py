@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 from bitsplit.errors import InputError
-
-from . import folder
-from .tables import TABLES, write_tables
+from bitsplit.report import folder
+from bitsplit.report.tables import TABLES, write_tables
 
 
 def main() -> int:

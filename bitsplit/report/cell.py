@@ -2,7 +2,7 @@
 
 import pandas
 
-from .titles import FLOATING_POINT
+from bitsplit.report.titles import FLOATING_POINT
 
 
 def cell_table(run: dict) -> str:

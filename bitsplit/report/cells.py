@@ -2,8 +2,8 @@
 
 import pandas
 
-from .accuracy import seeds_interval
-from .titles import FLOATING_POINT
+from bitsplit.report.accuracy import seeds_interval
+from bitsplit.report.titles import FLOATING_POINT
 
 FLOAT_BITS = 32
 KEY = ["model", "method", "wbits", "abits"]

@@ -4,11 +4,11 @@ import re
 
 import pandas
 
-from .cells import FLOAT_BITS, KEY, cells, measured_cells
-from .folder import Folder, labelled, standard
-from .render import Table
-from .texts import legend, signed, top1_text
-from .titles import METHOD_TITLES, PAPER_METHODS, in_order, method_title, model_title
+from bitsplit.report.cells import FLOAT_BITS, KEY, cells, measured_cells
+from bitsplit.report.folder import Folder, labelled, standard
+from bitsplit.report.render import Table
+from bitsplit.report.texts import legend, signed, top1_text
+from bitsplit.report.titles import METHOD_TITLES, PAPER_METHODS, in_order, method_title, model_title
 
 SETTINGS = ((4, 8), (4, 4))  # (wbits, abits)
 _EDGES = ("first_wbits", "last_wbits", "last_abits")
@@ -120,7 +120,9 @@ def _order(setting: str, found: pandas.DataFrame) -> list[str]:
     if found["method"].nunique() < 2 or complete.empty:
         return []
     before, after = (
-        " > ".join(method_title(name) for name in complete[column].mean().sort_values(ascending=False).index)
+        " > ".join(
+            method_title(name) for name in complete[column].mean().sort_values(ascending=False, kind="stable").index
+        )
         for column in ("top1", "top1_equal")
     )
     over = f"mean of {len(complete)} networks" if len(complete) > 1 else "1 network"

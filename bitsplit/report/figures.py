@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bitsplit import record
-
-from .cells import FLOAT_BITS
-from .folder import Folder
-from .sweeps import WIDTHS, runs_of, sweep_cells
-from .titles import FLOATING_POINT, MODEL_TITLES, PAPER_METHODS, in_order, method_title, model_title
+from bitsplit.report.cells import FLOAT_BITS
+from bitsplit.report.folder import Folder
+from bitsplit.report.sweeps import WIDTHS, runs_of, sweep_cells
+from bitsplit.report.titles import FLOATING_POINT, MODEL_TITLES, PAPER_METHODS, in_order, method_title, model_title
 
 SWEEPS = {
     "weights": ("Weights quantized, activations in floating point", "bit-width of the weights (bits)"),
@@ -56,14 +55,14 @@ def bit_width_figure(runs: list[dict], sweep: str = "both") -> Figure:
     columns = 1 if len(models) < 2 else 2
     rows = max(1, -(-len(models) // columns))
     figure = Figure(figsize=(_INCHES, _PANEL_INCHES * rows + 1.2), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for panel, model in zip(panels, models, strict=False):
         _draw(panel, table[table["model"] == model], styles)
         panel.set_title(model_title(model))
         panel.set_xlabel(width_label)
         panel.set_ylabel("top-1 accuracy (%)")
         panel.tick_params(labelbottom=True, labelleft=True)
-    for panel in list(panels)[len(models) :]:
+    for panel in panels[len(models) :]:
         panel.set_visible(False)
     titles = "; ".join(sorted({run["data"]["title"] for run in runs}))
     figure.suptitle(f"{heading}\n{titles}, 95% intervals")
@@ -72,16 +71,16 @@ def bit_width_figure(runs: list[dict], sweep: str = "both") -> Figure:
     return figure
 
 
-def of_network(runs: list[dict]) -> dict[str, Figure]:
-    """The figures of one network's records on one data set by the name of the sweep, without those that are empty."""
+def bit_width_figures(runs: list[dict]) -> dict[str, Figure]:
+    """The figures of one data set's records by the name of the sweep, without those that would be empty."""
     return {sweep: bit_width_figure(runs, sweep) for sweep in SWEEPS if not drawn(runs, sweep).empty}
 
 
 def write(folder: Folder, path: Path) -> list[Path]:
     """Writes `path`/<sweep>.png, .svg and .csv, the drawn data, for every sweep with records; returns the pictures.
 
-    Pictures are drawn again only where the data differ or a picture is missing, whatever matplotlib would do otherwise
-    since.
+    Pictures are drawn again only where the data differ or a picture is missing: another version of matplotlib or other
+    fonts change none.
     """
     pictures = []
     for sweep in SWEEPS:
@@ -139,7 +138,9 @@ def _draw(panel: Axes, table: pandas.DataFrame, styles: dict[str, dict]) -> None
         # Methods side by side, so that equal accuracies hide neither marker nor interval.
         cells = cells.set_index("wbits").reindex(sorted(WIDTHS))  # the line breaks where a bit-width has not run
         place = cells.index + (methods.index(method) - (len(methods) - 1) / 2) * step
-        line, *_ = panel.errorbar(place, cells["top1"], cells["top1_interval"], capsize=3, markersize=5, **style)
+        line, *_ = panel.errorbar(
+            place, cells["top1"], cells["top1_interval"], capsize=3, capthick=1.5, markersize=5, **style
+        )
         line.set_gid(name)
     panel.set_xticks(sorted(WIDTHS))
     panel.set_xlim(min(WIDTHS) - 0.5, max(WIDTHS) + 0.5)

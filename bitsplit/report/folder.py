@@ -6,8 +6,7 @@ from pathlib import Path
 import pandas
 
 from bitsplit import record
-
-from .titles import FULL_IMAGENET, METHOD_TITLES, MODEL_TITLES, PAPER_MODELS, PAPER_SHOWN, in_order
+from bitsplit.report.titles import FULL_IMAGENET, METHOD_TITLES, MODEL_TITLES, PAPER_MODELS, PAPER_SHOWN, in_order
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,20 @@ def read(results: Path, name: str) -> Folder:
     """The whole records of results/<name>; a broken one counts as absent."""
     found = [record.read(path) for path in sorted((results / name / "runs").glob("*.json"))]
     paper = _paper(results / "paper") if name == FULL_IMAGENET else None
-    return Folder(name, ordered([run for run in found if run]), paper)
+    return Folder(name, _ordered([run for run in found if run]), paper)
 
 
-def ordered(runs: list[dict]) -> list[dict]:
+def standard(runs: list[dict]) -> list[dict]:
+    """The runs with a method's own settings on labelled pictures."""
+    return [run for run in labelled(runs) if run["variant"] == ""]
+
+
+def labelled(runs: list[dict]) -> list[dict]:
+    """The runs that have an accuracy."""
+    return [run for run in runs if run["metrics"]["quantized"]["top1"] is not None]
+
+
+def _ordered(runs: list[dict]) -> list[dict]:
     """By network, from many bits to few, by method, seed and variant."""
     models, methods = (
         {name: place for place, name in enumerate(in_order((run[key] for run in runs), titles))}
@@ -61,16 +70,6 @@ def ordered(runs: list[dict]) -> list[dict]:
             run["variant"],
         ),
     )
-
-
-def standard(runs: list[dict]) -> list[dict]:
-    """The runs with a method's own settings on labelled pictures."""
-    return [run for run in labelled(runs) if run["variant"] == ""]
-
-
-def labelled(runs: list[dict]) -> list[dict]:
-    """The runs that have an accuracy."""
-    return [run for run in runs if run["metrics"]["quantized"]["top1"] is not None]
 
 
 def _paper(folder: Path) -> pandas.DataFrame | None:

@@ -2,9 +2,9 @@
 
 import pandas
 
-from .accuracy import interval
-from .folder import Folder
-from .render import Table
+from bitsplit.report.accuracy import interval
+from bitsplit.report.folder import Folder
+from bitsplit.report.render import Table
 
 
 def runs_table(folder: Folder) -> Table | None:

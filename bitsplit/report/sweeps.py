@@ -2,12 +2,12 @@
 
 import pandas
 
-from . import comparison
-from .cells import FLOAT_BITS, cells
-from .folder import Folder, standard
-from .render import Table
-from .texts import legend, top1_text, top5_text
-from .titles import METHOD_TITLES, in_order, method_title, model_title
+from bitsplit.report import comparison
+from bitsplit.report.cells import FLOAT_BITS, cells
+from bitsplit.report.folder import Folder, standard
+from bitsplit.report.render import Table
+from bitsplit.report.texts import legend, top1_text, top5_text
+from bitsplit.report.titles import METHOD_TITLES, in_order, method_title, model_title
 
 WIDTHS = (8, 7, 6, 5, 4, 3)
 SETTINGS = {  # (wbits, abits)

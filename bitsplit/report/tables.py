@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from .comparison import table4, table4_equal
-from .folder import Folder
-from .render import write
-from .runs import runs_table
-from .sweeps import table_both, table_weights
+from bitsplit.report.comparison import table4, table4_equal
+from bitsplit.report.folder import Folder
+from bitsplit.report.render import write
+from bitsplit.report.runs import runs_table
+from bitsplit.report.sweeps import table_both, table_weights
 
 TABLES = {
     "runs": runs_table,
