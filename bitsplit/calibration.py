@@ -11,6 +11,17 @@ from bitsplit.errors import InputError
 from bitsplit.stats import pieces
 
 
+def repeatable(source: Iterable) -> Iterable:
+    """`source`, or its batches in a list where it can be read only once or does not know its length.
+
+    Raises InputError when there are none.
+    """
+    batches = source if hasattr(source, "__len__") and iter(source) is not source else list(source)
+    if len(batches) == 0:
+        raise InputError("calibration is empty: give at least one batch of images")
+    return batches
+
+
 class CalibrationBatches:
     """Calibration images as often as they are needed, labels dropped, where and how the network's weights lie.
 
@@ -19,10 +30,8 @@ class CalibrationBatches:
     """
 
     def __init__(self, source: Iterable, network: nn.Module):
-        self._source = source if hasattr(source, "__len__") and iter(source) is not source else list(source)
+        self._source = repeatable(source)
         self._device, self._layout = _placement(network)
-        if len(self._source) == 0:
-            raise InputError("calibration is empty: give at least one batch of images")
 
     def __len__(self) -> int:
         return len(self._source)

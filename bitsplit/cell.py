@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from bitsplit import ptq, record
-from bitsplit.config import BatchNorm, Bits, Calibration, Settings
+from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Calibration, Settings
 from bitsplit.errors import InputError
 from bitsplit.methods import Method
 from bitsplit.stats import Statistics
@@ -26,6 +26,7 @@ class Bench:
         self.task = Classification(source, data, torch.device(device))
         self._settings, self._batches = Settings(calibration=calibration, seed=seed), batches
         self._reestimated: dict[BatchNorm, dict] = {}
+        self._stage: tuple[tuple, ptq.WeightStage] | None = None
 
     @cached_property
     def calibration(self):
@@ -35,6 +36,15 @@ class Bench:
     @cached_property
     def statistics(self) -> Statistics:
         return ptq.statistics_of(self.task.network.module, self.calibration, self._settings)
+
+    def stage(self, method: Method, settings: Settings) -> ptq.WeightStage:
+        """The network with the method's integer weights, kept for the next cell: it may differ in activations only."""
+        key = (method, dataclasses.replace(settings.bits, abits=FLOAT_BITS), settings.batch_norm)
+        if self._stage is None or self._stage[0] != key:
+            self._stage = None  # its memory is free before the next one is made
+            network = self.task.network.module
+            self._stage = key, ptq.quantize_weights(network, self.calibration, method, settings, self.statistics)
+        return self._stage[1]
 
     def reestimated_metrics(self, wanted: BatchNorm) -> dict:
         """Metrics of the floating-point network with the same batch-norm re-estimation."""
@@ -112,8 +122,8 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
     network = bench.task.network
     floating_point = bench.task.floating_point[1]
     reestimated = bench.reestimated_metrics(settings.batch_norm)
-    statistics = None if settings.bits.floating_point else bench.statistics
-    quantized = ptq.quantize(network.module, bench.calibration, cell.method, settings, statistics)
+    shared = () if settings.bits.floating_point else (bench.statistics, bench.stage(cell.method, settings))
+    quantized = ptq.quantize(network.module, bench.calibration, cell.method, settings, *shared)
     evaluation_started = time.perf_counter()
     metrics = {"fp32": floating_point, "fp32_bn": reestimated, "quantized": bench.task.evaluate(quantized, "quantized")}
     finished = time.perf_counter()

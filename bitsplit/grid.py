@@ -62,14 +62,21 @@ class Grid:
         row's scale is one of its last five (the alternation can cycle in the last digit). This is the paper's weight
         initialisation `fwa` and its activation calibration.
         """
-        scale = self.scale_by_max(values)
+        start = self.scale_by_max(values)
+        # |q| is the number of boundaries (k − ½)·scale that |x| reaches, so on sorted values both sums are read off at
+        # the boundaries, instead of rounding every value anew at each step.
+        ordered = self.magnitude(values).sort(dim=-1).values.double()
+        length = ordered.shape[-1]
+        above = torch.nn.functional.pad(ordered.flip(-1).cumsum(dim=-1).flip(-1), (0, 1))  # Σ of x from i on
+        steps = torch.arange(1, self.high + 1, dtype=torch.float64, device=values.device)
+        scale = start.double()
         recent = deque([scale], maxlen=5)
         for _ in range(_MAX_ALTERNATIONS):
-            codes = self.quantize(values, scale.unsqueeze(-1))
-            power = codes.square().sum(dim=-1)
-            fitted = (values * codes).sum(dim=-1) / power.clamp_min(1)
+            first = torch.searchsorted(ordered, (steps - 0.5) * scale.unsqueeze(-1))
+            power = ((2 * steps - 1) * (length - first)).sum(dim=-1)
+            fitted = above.gather(-1, first).sum(dim=-1) / power.clamp_min(1)
             scale = torch.where(power > 0, fitted, scale)
             if torch.stack([scale == earlier for earlier in recent]).any(dim=0).all():
                 break
             recent.append(scale)
-        return scale
+        return scale.to(start.dtype)

@@ -14,7 +14,7 @@ import pandas
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bitsplit.calibration import CalibrationBatches, CalibrationLoss
+from bitsplit.calibration import CalibrationBatches, CalibrationLoss, repeatable
 from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Settings
 from bitsplit.errors import InputError
 from bitsplit.layers import (
@@ -60,31 +60,35 @@ def statistics_of(network: nn.Module, calibration: Iterable, settings: Settings 
     return _collect(network, CalibrationBatches(calibration, network), settings)
 
 
-def quantize(
-    network: nn.Module,
-    calibration: Iterable,
-    method: Method,
-    settings: Settings,
-    statistics: Statistics | None = None,
-) -> nn.Module:
-    """A quantized copy of `network` in eval mode; see `bitsplit.quantize` for what it carries.
+@dataclass
+class WeightStage:
+    """A network whose weights are quantized and whose activations are not yet: the same for all activation bit-widths.
 
-    Raises InputError for calibration that is empty or makes the network produce NaN.
+    rows: the report so far, by layer. weights: the layers with integer weights.
     """
+
+    network: nn.Module
+    rows: dict[str, dict]
+    weights: "dict[str, _QuantizedWeight]"
+    batch_norm: "_BatchNormStep"
+    seconds: dict[str, float]
+
+    def copy(self) -> "WeightStage":
+        """A stage of its own; the calibration pictures are not copied."""
+        own = copy.deepcopy((self.network, self.rows, self.weights))
+        return WeightStage(*own, self.batch_norm, dict(self.seconds))
+
+
+def quantize_weights(
+    network: nn.Module, calibration: Iterable, method: Method, settings: Settings, statistics: Statistics
+) -> WeightStage:
+    """The first half of `quantize`, for `quantize(..., stage=...)` at several activation bit-widths."""
     network = _evaluation_copy(network)
-    seconds: dict[str, float] = {}
-    network.seconds = seconds
+    seconds = {"statistics": statistics.seconds}
     batches = CalibrationBatches(calibration, network)
-    if settings.bits.floating_point:
-        rows = [_report_row(name, tuple(layer.weight.shape)) for name, layer in weighted_layers(network).items()]
-        network.report = pandas.DataFrame(rows)
-        return network
-    statistics = statistics or _collect(network, batches, settings)
-    seconds["statistics"] = statistics.seconds
     if not statistics.layers:
         raise InputError("the network has no convolution or linear layer that the calibration pictures reach")
     plans = _plan(statistics, settings.bits.decided(method.edge_bits))
-    loss = CalibrationLoss(copy.deepcopy(network), network, batches) if method.refine else None
     with _timed(seconds, "batch_norm"):
         wanted = settings.batch_norm.decided(method.batch_norm, available=len(batches))
         batch_norm = _BatchNormStep(network, batches, wanted, statistics)
@@ -92,23 +96,51 @@ def quantize(
         rows, weights = _quantize_weights(network, statistics, plans, method)
     with _timed(seconds, "batch_norm"):
         batch_norm.apply(network)
+    return WeightStage(network, rows, weights, batch_norm, seconds)
+
+
+def quantize(
+    network: nn.Module,
+    calibration: Iterable,
+    method: Method,
+    settings: Settings,
+    statistics: Statistics | None = None,
+    stage: WeightStage | None = None,
+) -> nn.Module:
+    """A quantized copy of `network` in eval mode; see `bitsplit.quantize` for what it carries.
+
+    `statistics` and `stage` are what other cells with the same pictures, or with the same weights as well, have left;
+    both stay as they are. Raises InputError for calibration that is empty or makes the network produce NaN.
+    """
+    given, calibration = network, repeatable(calibration)
+    if settings.bits.floating_point:
+        network = _evaluation_copy(given)
+        rows = [_report_row(name, tuple(layer.weight.shape)) for name, layer in weighted_layers(network).items()]
+        network.report, network.seconds = pandas.DataFrame(rows), {}
+        return network
+    statistics = statistics or statistics_of(given, calibration, settings)
+    stage = stage.copy() if stage else quantize_weights(given, calibration, method, settings, statistics)
+    network, rows, weights, seconds = stage.network, stage.rows, stage.weights, stage.seconds
+    batches = CalibrationBatches(calibration, network)
     inputs = []
     if settings.bits.abits != FLOAT_BITS:
+        plans = _plan(statistics, settings.bits.decided(method.edge_bits))
         with _timed(seconds, "activations"):
             inputs = _quantize_inputs(network, statistics, plans, method, batches, settings, rows)
     if method.refine:
+        loss = CalibrationLoss(_evaluation_copy(given), network, batches)
         with _timed(seconds, "refinement"):
             method.refine([layer.refinable() for layer in weights.values()], [i.refinable() for i in inputs], loss)
     if settings.bits.abits != FLOAT_BITS:
         with _timed(seconds, "batch_norm"):
-            batch_norm.apply(network)
+            stage.batch_norm.apply(network)
     for name, layer in weights.items():
         rows[name]["relative_error"] = _relative_error(layer.dequantized, statistics.layers[name].stats)
     for shared in inputs:
         error = _input_error(shared)
         for name in shared.names:
             rows[name] |= {"signed": shared.quantizer.signed, "input_error": error}
-    network.report = pandas.DataFrame(rows.values())
+    network.report, network.seconds = pandas.DataFrame(rows.values()), seconds
     return network.eval()
 
 
@@ -190,22 +222,18 @@ def _quantize_weights(
     the layers whose weights are integers.
     """
     rows, quantized = {}, {}
-    found, everything = weighted_layers(network), _all_layers(network)
+    found = weighted_layers(network)
     for name, plan in tqdm(plans.items(), "weights", disable=None, leave=False):
         layer, record = found[name], statistics.layers[name]
-        rows[name] = _report_row(name, tuple(layer.weight.shape), wbits=plan.wbits, abits=plan.abits)
-        if (plan.wbits, plan.abits) == (FLOAT_BITS, FLOAT_BITS):
+        rows[name] = _report_row(name, tuple(layer.weight.shape), wbits=plan.wbits)
+        if plan.wbits == FLOAT_BITS:
             continue
-        codes = None
-        if plan.wbits != FLOAT_BITS:
-            weight = grouped_weight(layer).to(record.stats.gram.dtype)
-            # The authors solve the classifier in weight space; it reads one patch an image, so there are few of them.
-            classifier = plan.role == "last" and isinstance(layer, nn.Linear)
-            stats = LayerStats.weight_space(weight) if classifier else record.stats
-            codes = method.solve_weights(stats, weight, plan.wbits)
-        wrappers = _put_in_place(network, [twin for _, twin in everything if twin.weight is layer.weight], codes)
-        if codes:
-            quantized[name] = _QuantizedWeight(weight, plan.wbits, wrappers)
+        weight = grouped_weight(layer).to(record.stats.gram.dtype)
+        # The authors solve the classifier in weight space; it reads one patch an image, so there are few of them.
+        classifier = plan.role == "last" and isinstance(layer, nn.Linear)
+        stats = LayerStats.weight_space(weight) if classifier else record.stats
+        codes = method.solve_weights(stats, weight, plan.wbits)
+        quantized[name] = _QuantizedWeight(weight, plan.wbits, _put_in_place(network, layer, codes))
     for key, reason in statistics.skipped.items():
         name = key.removesuffix(".weight")
         if name in rows:
@@ -216,8 +244,9 @@ def _quantize_weights(
     return rows, quantized
 
 
-def _put_in_place(network: nn.Module, twins: list[nn.Module], codes: Codes | None) -> list[QuantizedLayer]:
-    """Replaces the modules that share one weight by quantized layers that share one dequantized weight."""
+def _put_in_place(network: nn.Module, layer: nn.Module, codes: Codes | None = None) -> list[QuantizedLayer]:
+    """Replaces `layer` and the modules that share its weight by quantized layers that share one dequantized weight."""
+    twins = [module for _, module in _all_layers(network) if module.weight is layer.weight]
     arguments = (codes.codes, codes.scale, codes.offset) if codes else ()
     wrappers = [QuantizedLayer(twin, *arguments) for twin in twins]
     for twin, wrapper in zip(twins, wrappers, strict=True):
@@ -239,6 +268,10 @@ def _quantize_inputs(
     """Gives every layer that is asked for with integer inputs its quantizer; layers that read one tensor share it."""
     wanted = {name: plan for name, plan in plans.items() if plan.abits != FLOAT_BITS}
     total = batches.count(settings.calibration.scale_batches)
+    for name, plan in wanted.items():
+        rows[name]["abits"] = plan.abits
+        if not isinstance(layer := network.get_submodule(name), QuantizedLayer):
+            _put_in_place(network, layer)
     layers = {name: network.get_submodule(name).layer for name in wanted}
     samples = collect_samples(network, layers, batches.first(total), total, settings.calibration.samples, settings.seed)
     sharing: dict[tuple[str, int], list[str]] = {}
@@ -291,12 +324,12 @@ def _all_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
 
 
-def _report_row(name: str, shape: tuple[int, ...], wbits: int = FLOAT_BITS, abits: int = FLOAT_BITS, note: str = ""):
+def _report_row(name: str, shape: tuple[int, ...], wbits: int = FLOAT_BITS, note: str = ""):
     return {
         "name": name,
         "shape": shape,
         "wbits": wbits,
-        "abits": abits,
+        "abits": FLOAT_BITS,
         "signed": None,
         "relative_error": 0.0,
         "input_error": 0.0,

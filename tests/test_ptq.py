@@ -1,6 +1,7 @@
 """`bitsplit.quantize` on a small residual network with every kind of layer."""
 
 import copy
+import dataclasses
 from contextlib import nullcontext
 
 import numpy as np
@@ -158,6 +159,19 @@ def test_one_seed_one_result(network, method):
         results.append(bitsplit.quantize(network, BATCHES, 4, 4, method, seed=3, settings=SMALL))
         assert torch.equal(torch.get_rng_state(), before)
     assert_same(*results)
+
+
+@every_method
+def test_weights_shared_between_activation_bits_give_the_same_result(network, method):
+    settings = [dataclasses.replace(SMALL, bits=Bits(4, abits)) for abits in (32, 8, 4)]
+    statistics = ptq.statistics_of(network, BATCHES, settings[0])
+    stage = ptq.quantize_weights(network, BATCHES, method, settings[0], statistics)
+    for asked in settings:
+        alone = ptq.quantize(network, BATCHES, method, asked)
+        shared = ptq.quantize(network, BATCHES, method, asked, statistics, stage)
+        assert shared.report.equals(alone.report)
+        for batch in BATCHES:
+            assert torch.equal(shared(batch), alone(batch))
 
 
 def test_another_seed_draws_other_patches(network):

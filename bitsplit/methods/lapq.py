@@ -66,7 +66,7 @@ class LAPQ(Method):
     """
 
     images: int = 128
-    evaluations: int = 1000
+    evaluations: int = 600
 
     edge_bits: ClassVar[int] = 32  # floating point
 
