@@ -6,6 +6,9 @@ DATA ?= glyphs
 ROOT ?=
 FORCE ?=
 ARGS ?=
+# One cell a core, each with one thread: faster than one cell on all cores, and the same digits on any number of them.
+# Networks at 224×224 need the memory, or the GPU, for themselves.
+LAUNCHER ?= $(if $(filter glyphs,$(DATA)),joblib,basic)
 # FORCE=1 runs what was not run by this very make: cells that several tables share are run once.
 FORCED := $(if $(FORCE),force=$(shell date +%s))
 SETUP := $(VENV)/.complete
@@ -16,7 +19,7 @@ SETUP := $(VENV)/.complete
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
-	@echo '  Variables: DATA=glyphs|imagenet|imagenette ROOT=folder FORCE=1 ARGS="hydra/launcher=joblib logger=none" PYTHON=python3.12'
+	@echo '  Variables: DATA=glyphs|imagenet|imagenette ROOT=folder FORCE=1 ARGS="logger=none" PYTHON=python3.12'
 
 setup: $(SETUP)  ## Make .venv with the pinned packages (once; about a minute)
 
@@ -50,7 +53,7 @@ format: setup  ## Apply ruff's fixes and format
 
 # Fills the missing cells of an experiment, then prints its table, also when cells have failed: fill,experiment,table
 define fill
-	@$(RUN) run.py -m experiment=$(1) data=$(DATA) $(if $(ROOT),data.root=$(ROOT)) $(FORCED) $(ARGS); \
+	@$(RUN) run.py -m experiment=$(1) data=$(DATA) hydra/launcher=$(LAUNCHER) $(if $(ROOT),data.root=$(ROOT)) $(FORCED) $(ARGS); \
 		status=$$?; $(RUN) -m bitsplit.report $(2) $(DATA) && exit $$status
 endef
 
