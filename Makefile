@@ -19,7 +19,8 @@ SETUP := $(VENV)/.complete
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
-	@echo '  Variables: DATA=glyphs|imagenet|imagenette ROOT=folder FORCE=1 ARGS="logger=none" PYTHON=python3.12'
+	@echo '  Variables: DATA=glyphs|imagenet|imagenette ROOT=folder FORCE=1 LAUNCHER=basic|joblib|ray|submitit_slurm'
+	@echo '             ARGS="logger=none seed=1" (further arguments of run.py) PYTHON=python3.12'
 
 setup: $(SETUP)  ## Make .venv with the pinned packages (once; about a minute)
 

@@ -274,12 +274,14 @@ def _quantize_inputs(
             _put_in_place(network, layer)
     layers = {name: network.get_submodule(name).layer for name in wanted}
     samples = collect_samples(network, layers, batches.first(total), total, settings.calibration.samples, settings.seed)
-    sharing: dict[tuple[str, int], list[str]] = {}
+    # Channels lie elsewhere in a convolution's input than in a linear layer's: their number of trailing dimensions.
+    positions = {name: 2 if isinstance(layer, nn.Conv2d) else 0 for name, layer in layers.items()}
+    sharing: dict[tuple[str, int, int], list[str]] = {}
     for name, plan in wanted.items():
-        sharing.setdefault((statistics.layers[name].source, plan.abits), []).append(name)
+        sharing.setdefault((statistics.layers[name].source, plan.abits, positions[name]), []).append(name)
     weights = {name: layers[name].weight for name in wanted}
     quantized = []
-    for (_, abits), names in tqdm(sharing.items(), "activation scales", disable=None, leave=False):
+    for (_, abits, trailing), names in tqdm(sharing.items(), "activation scales", disable=None, leave=False):
         seen = [samples[name] for name in names if name in samples]
         if not seen:
             for name in names:
@@ -288,8 +290,7 @@ def _quantize_inputs(
         pooled = InputSamples.pooled(seen)
         signed = pooled.low < 0 or any(statistics.layers[name].signed for name in names)
         grid = method.input_grid(pooled, abits, signed)
-        positions = 2 if isinstance(layers[names[0]], nn.Conv2d) else 0
-        quantizer = InputQuantizer(grid, method.calibrate_activations(pooled, grid), positions)
+        quantizer = InputQuantizer(grid, method.calibrate_activations(pooled, grid), trailing)
         for module in network.modules():
             if isinstance(module, QuantizedLayer) and any(module.layer.weight is weights[name] for name in names):
                 module.input_quantizer = quantizer

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numba
+import torch
 from hydra import compose, initialize_config_dir
 
 from bitsplit import cell, record, report
@@ -30,6 +32,8 @@ def compare(name: str, ours: float, committed: float | None) -> str:
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # as the committed records: with more, sums are added in another order
+    numba.set_num_threads(1)
     runs, lines = {}, []
     floating_point = {"fp32": "floating point", "fp32_bn": "floating point, same batch-norm"}
     with tempfile.TemporaryDirectory() as scratch, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -2,7 +2,7 @@
 
 Command:  python experiments/estimate_cost.py [--device cuda] [--devices 8]
 Data:     none; random pictures and random weights, which take the same time
-Expected: 3 minutes on 2 cores, seconds on a GPU
+Expected: 5 minutes on 2 cores
 """
 
 import argparse
@@ -68,22 +68,38 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def fixed_and_slope(action, small: int, large: int, device: torch.device) -> tuple[float, float]:
+    """Seconds of `action(n)` as fixed + slope · n, from one timing at each of two sizes."""
+    timings = []
+    for size in (small, large):
+        _synchronise(device)
+        start = time.perf_counter()
+        action(size)
+        _synchronise(device)
+        timings.append(time.perf_counter() - start)
+    slope = max(timings[1] - timings[0], 0) / (large - small)
+    return max(timings[0] - slope * small, 0), slope
+
+
 def solve_seconds(network: nn.Module, device: torch.device) -> float:
-    """Bit-split at 4 bits on every layer, timed once for each shape on a few rows of a random problem."""
-    total, per_row = 0.0, {}
+    """Bit-split at 4 bits on every layer, timed once for each number of inputs on a few rows of a random problem."""
+    total, known = 0.0, {}
     generator = torch.Generator().manual_seed(0)
     for layer in weighted_layers(network).values():
         groups, rows, all_inputs = grouped_weight(layer).shape
-        weight = grouped_weight(layer)[:, :, :MOST_INPUTS]
+        weight = grouped_weight(layer)[:, :, :MOST_INPUTS].contiguous()
         inputs = weight.shape[-1]
-        if (groups, inputs) not in per_row:
+        if (groups, inputs) not in known:
             patches = torch.randn(groups, inputs + 64, inputs, generator=generator).to(device)
             gram = patches.mT @ patches / patches.shape[1]
-            part = weight[:, :ROWS].contiguous()
-            start = time.perf_counter()
-            solver.solve(gram, part @ gram, bits=4, weight=part)
-            per_row[groups, inputs] = (time.perf_counter() - start) / part.shape[1]
-        total += per_row[groups, inputs] * rows * (all_inputs / inputs) ** 2  # an update costs N, and there are N
+
+            def solve(count: int, gram=gram, weight=weight) -> None:
+                part = weight[:, :count].contiguous()
+                solver.solve(gram, part @ gram, bits=4, weight=part)
+
+            known[groups, inputs] = fixed_and_slope(solve, ROWS // 2, ROWS, device)
+        fixed, slope = known[groups, inputs]
+        total += (fixed + slope * rows) * (all_inputs / inputs) ** 2  # an update costs N, and there are N
     return total
 
 
@@ -98,7 +114,7 @@ def decoding_seconds() -> float:
 
 
 def measured(name: str, device: torch.device, pictures: int) -> dict[str, float]:
-    """Seconds a picture of the evaluation, of a batch-norm pass and of the calibration; seconds of a whole solve."""
+    """Seconds a picture of an evaluation and of a batch-norm pass; seconds of a whole calibration and a whole solve."""
     network = torchvision.models.get_model(name).eval().to(device, memory_format=torch.channels_last)
     images = torch.randn(pictures, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
 
@@ -107,13 +123,16 @@ def measured(name: str, device: torch.device, pictures: int) -> dict[str, float]
         for piece in images.split(16 if device.type == "cpu" else pictures):
             network(piece)
 
-    calibration = Settings(calibration=Calibration(pictures, 1, 12_000 * pictures // CALIBRATION_PICTURES, 1))
-    return {
+    def statistics(count: int) -> None:
+        patches = SETTINGS.calibration.patches * count // CALIBRATION_PICTURES
+        statistics_of(network, [images[:count]], Settings(calibration=Calibration(count, 1, patches, 1)))
+
+    speed = {
         "forward": seconds_of(forward, device) / pictures,
         "batch_norm": seconds_of(lambda: measure_batch_norm(network, [images], 1), device) / pictures,
-        "statistics": seconds_of(lambda: statistics_of(network, [images], calibration), device) / pictures,
-        "solve": solve_seconds(network, device),
     }
+    fixed, slope = fixed_and_slope(statistics, pictures // 2, pictures, device)
+    return speed | {"statistics": fixed + slope * CALIBRATION_PICTURES, "solve": solve_seconds(network, device)}
 
 
 def seconds_of_cell(cell: tuple, speed: dict[str, float], images: int) -> float:
@@ -134,7 +153,7 @@ def seconds_of_cell(cell: tuple, speed: dict[str, float], images: int) -> float:
 
 def shared_seconds(modes: set[str], speed: dict[str, float], images: int) -> float:
     """Seconds of what a network's cells share: its own evaluation, its statistics, its batch-norm re-estimated."""
-    seconds = images * speed["forward"] + CALIBRATION_PICTURES * speed["statistics"]
+    seconds = images * speed["forward"] + speed["statistics"]
     if modes - {"none"}:
         seconds += images * speed["forward"] + BATCH_NORM_PICTURES * speed["batch_norm"]
     return seconds
@@ -158,7 +177,7 @@ def main() -> None:
             "network": MODEL_TITLES[name],
             "evaluation, pictures/s": 1 / speed["forward"],
             "batch-norm, pictures/s": 1 / speed["batch_norm"],
-            "calibration, pictures/s": 1 / speed["statistics"],
+            "calibration, s": speed["statistics"],
             "solve W4, s": speed["solve"],
         }
         for name, speed in speeds.items()

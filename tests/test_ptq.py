@@ -266,6 +266,24 @@ def test_layers_that_read_one_tensor_share_their_quantizer(network, method):
     assert torch.equal(both["main.0"], both["down"])
 
 
+@every_method
+def test_a_convolution_and_a_linear_layer_may_read_one_tensor(method):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Linear(12, 2)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = self.stem(x).relu()
+            return self.head(torch.cat([self.one(x).mean((2, 3)), self.two(x).mean((1, 2))], dim=1))
+
+    torch.manual_seed(0)
+    quantized = bitsplit.quantize(Both(), BATCHES, 4, 4, method, settings=NO_NORM)
+    assert quantized.one.input_quantizer is not quantized.two.input_quantizer
+    assert quantized(BATCHES[0]).isfinite().all()
+
+
 def test_signed_inputs_get_signed_quantizers():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 2))
