@@ -30,7 +30,7 @@ def cell(config: DictConfig) -> None:
 
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep and not HydraConfig.get().launcher._target_.endswith("BasicLauncher"):
-        os.environ["TQDM_DISABLE"] = "1"  # one bar over the cells; those inside would be written over each other
+        os.environ["BITSPLIT_PROGRESS"] = "0"  # one bar over the cells, and none inside them
     try:
         record, path, ran = _run(config, group=_group() if in_sweep else None)
     except Exception as error:

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
 from bitsplit.errors import InputError
 from bitsplit.grid import Grid
+from bitsplit.progress import progress
 
 
 class InputQuantizer(nn.Module):
@@ -134,7 +134,7 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], total: 
             norm.momentum = momentum
             if momentum is None:
                 norm.reset_running_stats()
-        for images in tqdm(batches, "batch-norm", total=total, disable=None, leave=False):
+        for images in progress(batches, "batch-norm", total=total):
             try:
                 network(images)
             except ValueError as error:  # torch's own, where a channel has a single value in a batch

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import pandas
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bitsplit.calibration import CalibrationBatches, CalibrationLoss, repeatable
 from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Settings
@@ -30,6 +29,7 @@ from bitsplit.layers import (
     shifted_batch_norm,
 )
 from bitsplit.methods.base import Codes, Method, RefinableInput, RefinableWeight
+from bitsplit.progress import progress
 from bitsplit.solver import objective
 from bitsplit.stats import (
     InputSamples,
@@ -223,7 +223,7 @@ def _quantize_weights(
     """
     rows, quantized = {}, {}
     found = weighted_layers(network)
-    for name, plan in tqdm(plans.items(), "weights", disable=None, leave=False):
+    for name, plan in progress(plans.items(), "weights"):
         layer, record = found[name], statistics.layers[name]
         rows[name] = _report_row(name, tuple(layer.weight.shape), wbits=plan.wbits)
         if plan.wbits == FLOAT_BITS:
@@ -281,7 +281,7 @@ def _quantize_inputs(
         sharing.setdefault((statistics.layers[name].source, plan.abits, positions[name]), []).append(name)
     weights = {name: layers[name].weight for name in wanted}
     quantized = []
-    for (_, abits, trailing), names in tqdm(sharing.items(), "activation scales", disable=None, leave=False):
+    for (_, abits, trailing), names in progress(sharing.items(), "activation scales"):
         seen = [samples[name] for name in names if name in samples]
         if not seen:
             for name in names:

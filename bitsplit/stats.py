@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bitsplit.capture import LayerCall, LayerCalls
 from bitsplit.errors import InputError
+from bitsplit.progress import progress
 
 _PIECE_PIXELS = 2**20
 _CHANNEL_SAMPLES = 1000  # values of each channel at least, for scales by channel
@@ -142,7 +142,7 @@ def collect_statistics(
         counts[name] = seen + new
 
     with LayerCalls(network, layers, visit) as calls:
-        for images, part in pieces(tqdm(batches, "calibration", total=total, disable=None, leave=False)):
+        for images, part in pieces(progress(batches, "calibration", total=total)):
             share = part
             output = network(images)
             if isinstance(output, Tensor) and not output.isfinite().all():
@@ -185,7 +185,7 @@ def collect_samples(
         values[name].append(call.channel_vectors(count, generators[name]))
 
     with LayerCalls(network, layers, visit):
-        for images, part in pieces(tqdm(batches, "activation ranges", total=total, disable=None, leave=False)):
+        for images, part in pieces(progress(batches, "activation ranges", total=total)):
             share = part
             network(images)
     return {name: InputSamples(torch.cat(parts), *ranges[name]) for name, parts in values.items() if parts}

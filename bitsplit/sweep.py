@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from bitsplit import record
 from bitsplit.errors import InputError
@@ -82,18 +83,17 @@ class Watch:
         return f"{self._counts['run']} cells run, {self._counts['there']} already there, {len(self.failures)} failed"
 
     def _follow(self) -> None:
-        from tqdm import tqdm  # not above: workers import this file before they learn that they draw no bars
-
         with tqdm(total=self._total, desc="cells", unit="cell", disable=None) as progress:
             ended = False
             while not ended:
                 ended = self._end.wait(_POLL_SECONDS)
+                progress.refresh()  # the elapsed time, while a long cell runs
                 for path in sorted(self._folder.glob("*.json")):
                     if path not in self._seen:
                         self._seen.add(path)
                         self._count(json.loads(path.read_text()), progress)
 
-    def _count(self, outcome: dict, progress) -> None:
+    def _count(self, outcome: dict, progress: tqdm) -> None:
         if outcome["error"]:
             self.failures.append(outcome)
             progress.update()

@@ -10,7 +10,7 @@ from torch import nn
 
 from bitsplit.data.glyphs import Glyphs
 from bitsplit.errors import InputError
-from bitsplit.models import EfficientNetLite0, ResNet18
+from bitsplit.models import SHIPPED, SHIPPED_SHA256, VGG16BN, EfficientNetLite0, ResNet18, ResNet50, ResNet101
 from bitsplit.narrow import NarrowResNet, NarrowVGG, narrow
 from bitsplit.tasks.classification import Classification
 from bitsplit.vision import torchvision
@@ -140,14 +140,33 @@ def test_narrow_networks_learn_and_differ_by_picture(name):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_shipped_resnet18_has_the_recorded_accuracy():
-    recorded = json.loads((ROOT / "results" / "glyphs" / "training" / "resnet18.json").read_text())
-    task = Classification(ResNet18(), Glyphs(), torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("network", "pictures", "tolerance"),
+    [(ResNet18(), 10_000, 0.05), (ResNet50(), 2000, 2.5), (ResNet101(), 2000, 2.5), (VGG16BN(), 2000, 2.5)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_shipped_networks_have_the_recorded_accuracy(network, pictures, tolerance):
+    recorded = json.loads((ROOT / "results" / "glyphs" / "training" / f"{network.name}.json").read_text())
+    task = Classification(network, Glyphs(validation_pictures=pictures), torch.device("cpu"))
     metrics = task.floating_point[1]
-    assert metrics["images"] == 10_000
-    assert metrics["top1"] == pytest.approx(recorded["top1"], abs=0.05)
-    assert metrics["top5"] == pytest.approx(recorded["top5"], abs=0.05)
+    assert metrics["images"] == pictures
+    assert metrics["top1"] == pytest.approx(recorded["top1"], abs=tolerance)
+    assert metrics["top5"] == pytest.approx(recorded["top5"], abs=tolerance)
     assert metrics["agreement"] == 100
+
+
+def test_records_of_shipped_networks_have_the_accuracy_after_training():
+    for path in (ROOT / "results" / "glyphs" / "runs").glob("*.json"):
+        run = json.loads(path.read_text())
+        trained = json.loads((ROOT / "results" / "glyphs" / "training" / f"{run['model']}.json").read_text())
+        assert run["metrics"]["fp32"]["top1"] == pytest.approx(trained["top1"], abs=0.05), path
+        assert run["weights"]["sha256"] == SHIPPED_SHA256[run["weights"]["file"]], path
+
+
+def test_shipped_weights_are_small_and_all_named():
+    files = sorted(SHIPPED.glob("*.safetensors"))
+    assert {path.name for path in files} == set(SHIPPED_SHA256)
+    assert sum(path.stat().st_size for path in files) < 15e6
 
 
 def test_efficientnet_lite0_loads_or_says_how():

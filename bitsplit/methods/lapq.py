@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
-from tqdm import tqdm
 
 from bitsplit.grid import Grid
 from bitsplit.methods.aciq import bias_corrected
 from bitsplit.methods.base import Codes, Method, RefinableInput, RefinableWeight
+from bitsplit.progress import progress
 from bitsplit.stats import InputSamples, LayerStats
 
 EXPONENTS = (2.0, 2.5, 3.0, 3.5, 4.0)
@@ -93,20 +93,20 @@ class LAPQ(Method):
             current[:] = wanted
             return loss(self.images)
 
-        candidates = [_lp_scales(tensors, p) for p in tqdm(EXPONENTS, "Lp scales", disable=None, leave=False)]
+        candidates = [_lp_scales(tensors, p) for p in progress(EXPONENTS, "Lp scales")]
         losses = [loss_at(candidate) for candidate in candidates]
         candidates.append(_lp_scales(tensors, best_exponent(EXPONENTS, losses)))
         losses.append(loss_at(candidates[-1]))
         start = candidates[int(np.argmin(losses))]
         best = (min(losses), start)
-        with tqdm(total=self.evaluations, desc="Powell", disable=None, leave=False) as progress:
+        with progress(None, "Powell", self.evaluations) as bar:
 
             def objective(exponents: np.ndarray) -> float:
                 nonlocal best
                 wanted = start * _STEP**exponents
                 value = loss_at(wanted)
                 best = min(best, (value, wanted), key=lambda pair: pair[0])
-                progress.update()
+                bar.update()
                 return value
 
             options = {"maxfev": self.evaluations, "maxiter": 1, "xtol": 1e-2}

@@ -6,10 +6,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from bitsplit.errors import InputError
 from bitsplit.models import Network
+from bitsplit.progress import progress
 
 EVALUATION_PIXELS = 2**20  # a batch, so that one layer's feature maps stay in a CPU's cache
 
@@ -52,7 +52,7 @@ class Classification:
     def _predict(self, module: nn.Module, what: str) -> tuple[Tensor, Tensor, int]:
         batches = self._validation
         logits, labels = [], []
-        for images, batch_labels in tqdm(batches, what, disable=None, leave=False):
+        for images, batch_labels in progress(batches, what):
             logits.append(module(images.to(self.device, memory_format=torch.channels_last)).float().cpu())
             labels.append(batch_labels)
         if not logits:

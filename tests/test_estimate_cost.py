@@ -1,0 +1,40 @@
+"""`experiments/estimate_cost.py`: the cells it counts and the time it derives from two timings."""
+
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "experiments"))
+import estimate_cost  # noqa: E402
+
+
+def test_cells_are_those_of_the_tables():
+    tables = {title: estimate_cost.cells_of(name) for title, name in estimate_cost.EXPERIMENTS.items()}
+    assert {title: len(cells) for title, cells in tables.items()} == {
+        "table4": 4 * 7 * 2,
+        "table-weights": 4 * 2 * 6 * 2,
+        "table-both": 4 * 2 * 6,
+        "table4-equal": 4 * 7 * 2,
+    }
+    # W4A8 and W4A4 of two methods are in table 4 already, W8A8 in the weights' table; on equal terms five are new.
+    assert len({cell for cells in tables.values() for cell in cells}) == 56 + (96 - 8) + (48 - 8 - 8) + 4 * 5 * 2
+
+
+def test_a_cell_costs_what_its_parts_cost():
+    speed = {"forward": 1.0, "batch_norm": 100.0, "statistics": 0.0, "solve": 7e6}
+    plain = ("resnet18", "tflite", 4, 32, "none", 8)
+    assert estimate_cost.seconds_of_cell(plain, speed, 50) == 50
+    ours = ("resnet18", "bitsplit", 8, 4, "reestimate", 8)
+    assert estimate_cost.seconds_of_cell(ours, speed, 50) == 50 + 2 * 6400 * 100 + 640 + 2 * 7e6
+    searched = ("resnet18", "lapq", 4, 32, "none", 32)
+    assert estimate_cost.seconds_of_cell(searched, speed, 50) == 50 + 600 * 128
+
+
+def test_fixed_and_slope():
+    fixed, slope = estimate_cost.fixed_and_slope(
+        lambda n: time.sleep(0.05 + 0.01 * n), 5, 25, device=torch.device("cpu")
+    )
+    assert fixed == pytest.approx(0.05, abs=0.03) and slope == pytest.approx(0.01, rel=0.2)
