@@ -14,7 +14,7 @@ FORCED := $(if $(FORCE),force=$(shell date +%s))
 SETUP := $(VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lite demo test lint format table4 table4-equal table-weights table-both tables figures \
+.PHONY: help setup setup-lite demo test test-fast lint format table4 table4-equal table-weights table-both tables figures \
 	results-lite lock clean
 
 help:  ## Show this list
@@ -43,6 +43,9 @@ demo: setup  ## Quantize ResNet-18 on glyphs to W4A4 and compare with the commit
 
 test: setup  ## Run all tests of the main install
 	$(RUN) -m pytest -n auto
+
+test-fast: setup  ## Run the tests but for the slowest
+	$(RUN) -m pytest -n auto -m "not slow"
 
 lint: setup  ## Check style with ruff
 	$(RUN) -m ruff check .

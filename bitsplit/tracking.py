@@ -28,7 +28,7 @@ class WandB:
         settings = wandb.Settings(silent=True, console="off", init_timeout=30, disable_git=True)
         logged_in = wandb.login(prompt=False) if "WANDB_MODE" not in os.environ else None
         mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
-        cell = f"w{run['wbits']}a{run['abits']}-s{run['seed']}"
+        cell = f"w{run['wbits']}a{run['abits']}-s{run['seed']} {run['variant']}".rstrip()
         tracked = wandb.init(
             project=self.project,
             entity=self.entity,

@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import ROOT, SMALL
 
-from bitsplit import record
+from bitsplit import methods, record
+from bitsplit.narrow import narrow
 
 GLYPHS = ["data=glyphs", "data.validation_pictures=500", *SMALL]
 
@@ -89,7 +90,7 @@ def test_a_folder_of_unlabelled_pictures_has_agreement_but_no_accuracy(
 def test_help_names_the_choices(command):
     done = command("--help")
     assert done.returncode == 0
-    assert "bitsplit, tflite" in done.stdout and "python run.py -m" in done.stdout
+    assert all(name in done.stdout for name in methods.names()) and "python run.py -m" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -152,9 +153,8 @@ def test_weights_of_another_network_and_broken_ones(command, tmp_path, resnet18_
     whole = tmp_path / "whole.pth"
     torch.save(torch.nn.Linear(2, 2), whole)
     assert_refused(command("data=glyphs", f"model.weights={whole}"), "state dict")
-    from bitsplit.models import narrow_resnet18
 
-    state = narrow_resnet18().state_dict()
+    state = narrow("resnet18", 100).state_dict()
     state["layer1.0.conv1.weight"][0] = float("nan")
     nan = tmp_path / "nan.pth"
     torch.save(state, nan)
@@ -162,9 +162,8 @@ def test_weights_of_another_network_and_broken_ones(command, tmp_path, resnet18_
 
 
 def test_a_network_that_overflows_is_refused(command, tmp_path):
-    from bitsplit.models import narrow_resnet18
 
-    state = narrow_resnet18().state_dict()
+    state = narrow("resnet18", 100).state_dict()
     state["layer1.0.bn1.weight"][:] = 3e38
     path = tmp_path / "huge.pth"
     torch.save(state, path)

@@ -98,6 +98,7 @@ def test_force_with_a_time_runs_only_older_records_again(command, tmp_path):
     assert first.stat().st_mtime > 1000
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments_loses_at_most_the_cell_in_flight(tmp_path, uninterrupted):
     """SIGKILL to the whole process group at 20 random moments; whatever stands then is whole and right."""
     results, chance = tmp_path / "results", random.Random(0)
@@ -150,6 +151,7 @@ def test_joblib_sweep(tmp_path, uninterrupted):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_local_ray_sweep(tmp_path, uninterrupted):
     pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs the extra `ray`")
     results = tmp_path / "results"
