@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -55,11 +56,16 @@ def configured(config: DictConfig, overrides: list[str]) -> DictConfig:
     for override in parsed:
         group = CONF / override.key_or_group
         if group.is_dir() and override.key_or_group != "experiment":
-            cell[override.key_or_group] = OmegaConf.load(group / f"{override.value()}.yaml")
+            cell[override.key_or_group] = _choice(group / f"{override.value()}.yaml")
     for override in parsed:
         if not (CONF / override.key_or_group).is_dir() and not override.key_or_group.startswith("hydra"):
             OmegaConf.update(cell, override.key_or_group, override.value())
     return cell
+
+
+@lru_cache
+def _choice(path: Path) -> dict:
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
 
 
 class Watch:
