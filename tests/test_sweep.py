@@ -150,6 +150,15 @@ def test_joblib_sweep(tmp_path, uninterrupted):
     assert outcomes(results) == uninterrupted
 
 
+def test_joblib_sweep_over_picture_files(command, imagenet_root, resnet18_weights):
+    """Workers of the sweep start workers of their own, which decode the pictures."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `joblib`")
+    pictures = ["data=imagenet", f"data.root={imagenet_root}", f"model.weights={resnet18_weights}"]
+    done = command("-m", *SMALL, *pictures, "method=tflite", "wbits=4,8", "hydra/launcher=joblib")
+    assert done.returncode == 0, done.stderr
+    assert "2 cells run" in done.stdout and not done.stderr.strip()
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_local_ray_sweep(tmp_path, uninterrupted):

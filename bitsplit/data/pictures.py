@@ -16,6 +16,8 @@ from bitsplit.errors import InputError
 from bitsplit.vision import transforms as v2
 
 _MEMORY = 2**30  # bytes of decoded pictures that are kept
+# Said outright: inside joblib's workers the default is a method of its own, in which no further process can start.
+_START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"])
 
 
@@ -82,7 +84,12 @@ class PictureBatches:
         self._fit_in_memory = len(files) * 3 * preprocessing.crop**2 <= _MEMORY
         self._decoded: list[tuple[Tensor, Tensor]] | None = None
         self._loader = DataLoader(
-            files, batch_size, num_workers=min(available_cores(), 8), drop_last=drop_last, collate_fn=_readable_only
+            files,
+            batch_size,
+            num_workers=min(available_cores(), 8),
+            drop_last=drop_last,
+            collate_fn=_readable_only,
+            multiprocessing_context=_START_METHOD,
         )
 
     def __len__(self) -> int:
