@@ -21,12 +21,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from bitsplit import sweep
-from bitsplit.errors import InputError
+from bitsplit.errors import InputError, one_line
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def cell(config: DictConfig) -> None:
-    from bitsplit.report import cell_table
+    from bitsplit.report import cell_line, cell_table
 
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep and not HydraConfig.get().launcher._target_.endswith("BasicLauncher"):
@@ -42,7 +42,7 @@ def cell(config: DictConfig) -> None:
             sys.exit(_report(error))
         raise
     if in_sweep:
-        sweep.leave_outcome(record, ran)
+        sweep.leave_outcome(cell_line(record), ran)
         return
     print(cell_table(record))
     print(f"{'Wrote' if ran else 'Already there, not run again (force=true does):'} {path}")
@@ -58,7 +58,7 @@ def _run(config: DictConfig, group: str | None) -> tuple[dict, os.PathLike, bool
         try:
             instantiate(config.logger).log(record, path.parent, group)
         except Exception as error:
-            print(f"warning: W&B has not got this run ({' '.join(str(error).split())})", file=sys.stderr)
+            print(f"warning: W&B has not got this run ({one_line(error)})", file=sys.stderr)
     return record, os.path.relpath(path), ran
 
 
@@ -87,7 +87,7 @@ def _cause(error: Exception) -> Exception:
 
 def _report(error: Exception) -> int:
     message, _, _ = str(_cause(error)).partition("Config search path:")
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return 2
 
 

@@ -1,4 +1,4 @@
-"""The one exception for input that the user can put right."""
+"""The one exception for input that the user can put right, and how errors are printed."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,8 @@ class InputError(ValueError):
 
     The command line prints it and exits with code 2; from Python it is an ordinary `ValueError`.
     """
+
+
+def one_line(text: object) -> str:
+    """`text`, an error or a message, without its line breaks and indentation."""
+    return " ".join(str(text).split())

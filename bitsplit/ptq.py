@@ -56,8 +56,10 @@ def statistics_of(network: nn.Module, calibration: Iterable, settings: Settings 
     """The statistics `quantize` starts from. They depend on the network, the pictures, `settings.calibration` and the
     seed only, so one pass can serve every method and bit-width (`quantize(..., statistics=...)`)."""
     settings = settings or Settings()
-    network = _evaluation_copy(network)
-    return _collect(network, CalibrationBatches(calibration, network), settings)
+    wanted, network = settings.calibration, _evaluation_copy(network)
+    batches = CalibrationBatches(calibration, network)
+    total = batches.count(wanted.gram_batches)
+    return collect_statistics(network, batches.first(total), total, wanted.patches, settings.seed)
 
 
 @dataclass
@@ -158,12 +160,6 @@ def _evaluation_copy(network: nn.Module) -> nn.Module:
     return nn.Sequential(network) if isinstance(network, (nn.Conv2d, nn.Linear)) else network
 
 
-def _collect(network: nn.Module, batches: CalibrationBatches, settings: Settings) -> Statistics:
-    wanted = settings.calibration
-    total = batches.count(wanted.gram_batches)
-    return collect_statistics(network, batches.first(total), total, wanted.patches, settings.seed)
-
-
 def _plan(statistics: Statistics, bits: Bits) -> dict[str, LayerPlan]:
     """Roles by the order of the calls: the first layer called reads the image, the last makes the prediction.
 
@@ -246,7 +242,8 @@ def _quantize_weights(
 
 def _put_in_place(network: nn.Module, layer: nn.Module, codes: Codes | None = None) -> list[QuantizedLayer]:
     """Replaces `layer` and the modules that share its weight by quantized layers that share one dequantized weight."""
-    twins = [module for _, module in _all_layers(network) if module.weight is layer.weight]
+    layers = (module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear)))
+    twins = [module for module in layers if module.weight is layer.weight]
     arguments = (codes.codes, codes.scale, codes.offset) if codes else ()
     wrappers = [QuantizedLayer(twin, *arguments) for twin in twins]
     for twin, wrapper in zip(twins, wrappers, strict=True):
@@ -319,10 +316,6 @@ class _BatchNormStep:
 
     def _measure(self, network: nn.Module) -> BatchNormStatistics:
         return measure_batch_norm(network, self._batches.first(self._total), self._total)
-
-
-def _all_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(name, module) for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
 
 
 def _report_row(name: str, shape: tuple[int, ...], wbits: int = FLOAT_BITS, note: str = ""):

@@ -20,10 +20,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from bitsplit import record
-from bitsplit.errors import InputError
+from bitsplit.errors import InputError, one_line
 
 # The files in conf/hydra/launcher/ bear the plugins' names on purpose; said here, workers hear it before they compose.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
@@ -128,14 +129,14 @@ class Cells(Callback):
         _watch = Watch(Path(config.hydra.sweep.dir), len(cells))
 
 
-def leave_outcome(run: dict | None = None, ran: bool = False, error: Exception | None = None) -> None:
-    """Called by a cell of a sweep when it has ended, wherever it runs."""
+def leave_outcome(line: str | None = None, ran: bool = False, error: Exception | None = None) -> None:
+    """Called by a cell of a sweep when it has ended, wherever it runs: the line to show, or what went wrong."""
     hydra = HydraConfig.get()
     outcome = {
         "cell": " ".join(hydra.overrides.task),
-        "line": run and _line(run),
+        "line": line,
         "ran": ran,
-        "error": error and " ".join(str(error).split()),
+        "error": error and one_line(error),
         "expected": isinstance(error, InputError),
         "trace": "".join(traceback.format_exception(error)) if error else "",
     }
@@ -161,23 +162,12 @@ def close() -> int:
     return 1
 
 
-def _line(run: dict) -> str:
-    quantized, fp32 = run["metrics"]["quantized"], run["metrics"]["fp32"]
-    bits = f"W{run['wbits']}A{run['abits']}"
-    if quantized["top1"] is None:
-        result = f"agreement {quantized['agreement']:.2f}"
-    else:
-        result = f"top-1 {quantized['top1']:.2f} ({quantized['top1'] - fp32['top1']:+.2f})"
-    names = f"{run['model']} {run['method']} {bits} s{run['seed']} {run['variant']}".rstrip()
-    return f"{names}: {result}, {run['seconds']['total']:.0f} s"
-
-
 def _recorded(config: DictConfig, overrides: list[str]) -> bool:
     from bitsplit.cell import Cell
 
     try:
         return Cell.of(configured(config, overrides)).found(config.force) is not None
-    except (InputError, HydraException):  # the cell itself will say so
+    except (InputError, HydraException, OmegaConfBaseException):  # the cell itself will say so
         return False
 
 

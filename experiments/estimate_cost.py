@@ -8,7 +8,10 @@ Expected: 5 minutes on 2 cores
 import argparse
 import tempfile
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas
 import torch
@@ -18,7 +21,8 @@ from torch import nn
 from tqdm import tqdm
 
 from bitsplit import methods, solver
-from bitsplit.config import FLOAT_BITS, Calibration, Settings
+from bitsplit.cell import settings_of
+from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Calibration, Settings
 from bitsplit.data.pictures import PictureFiles, Preprocessing
 from bitsplit.layers import measure_batch_norm
 from bitsplit.ptq import statistics_of
@@ -37,48 +41,53 @@ MOST_INPUTS = 4608  # of a timed solve; VGG's first linear layer has 25,088
 ROWS = 64  # output channels of a timed solve; rows are independent, so its time is scaled to all of them
 
 
-def cells_of(experiment: str) -> list[tuple]:
-    """(model, method, wbits, abits, batch-norm mode, bits of first and last layer) of every cell of an experiment."""
+class Cell(NamedTuple):
+    """What the time of a cell depends on."""
+
+    model: str
+    method: methods.Method
+    bits: Bits
+    batch_norm: BatchNorm
+
+    @property
+    def weights(self) -> "Cell":
+        """The same for all cells that share their integer weights."""
+        return self._replace(bits=replace(self.bits, abits=FLOAT_BITS))
+
+
+def cells_of(experiment: str) -> list[Cell]:
+    """Every cell of an experiment, with what its method prescribes on full ImageNet."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", [f"experiment={experiment}"], return_hydra_config=True)
     found = []
     for overrides in expand(config):
         cell, chosen = configured(config, overrides), dict(override.split("=") for override in overrides)
-        method = methods.named(chosen["method"])
-        mode = method.batch_norm if cell.batch_norm.mode == "auto" else cell.batch_norm.mode
-        edge = method.edge_bits if cell.bits.first_wbits == "auto" else cell.bits.first_wbits
-        found.append((chosen["model"], method.name, cell.wbits, cell.abits, mode, edge))
+        method, settings = methods.named(chosen["method"]), settings_of(cell)
+        batch_norm = settings.batch_norm.decided(method.batch_norm, available=settings.batch_norm.batches)
+        found.append(Cell(chosen["model"], method, settings.bits.decided(method.edge_bits), batch_norm))
     return found
+
+
+def timed(action, device: torch.device) -> float:
+    """Seconds of one call, everything on the device finished before and after it."""
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    synchronise()
+    start = time.perf_counter()
+    action()
+    synchronise()
+    return time.perf_counter() - start
 
 
 def seconds_of(action, device: torch.device) -> float:
     """The shorter of two timings, after one call to warm up."""
-    timings = []
-    for _ in range(3):
-        _synchronise(device)
-        start = time.perf_counter()
-        action()
-        _synchronise(device)
-        timings.append(time.perf_counter() - start)
-    return min(timings[1:])
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return min([timed(action, device) for _ in range(3)][1:])
 
 
 def fixed_and_slope(action, small: int, large: int, device: torch.device) -> tuple[float, float]:
     """Seconds of `action(n)` as fixed + slope · n, from one timing at each of two sizes."""
-    timings = []
-    for size in (small, large):
-        _synchronise(device)
-        start = time.perf_counter()
-        action(size)
-        _synchronise(device)
-        timings.append(time.perf_counter() - start)
-    slope = max(timings[1] - timings[0], 0) / (large - small)
-    return max(timings[0] - slope * small, 0), slope
+    first, second = (timed(partial(action, size), device) for size in (small, large))
+    slope = max(second - first, 0) / (large - small)
+    return max(first - slope * small, 0), slope
 
 
 def solve_seconds(network: nn.Module, device: torch.device) -> float:
@@ -135,27 +144,22 @@ def measured(name: str, device: torch.device, pictures: int) -> dict[str, float]
     return speed | {"statistics": fixed + slope * CALIBRATION_PICTURES, "solve": solve_seconds(network, device)}
 
 
-def seconds_of_cell(cell: tuple, speed: dict[str, float], images: int) -> float:
-    """Seconds of one cell beyond what it shares with the others of its network."""
-    _, name, wbits, abits, mode, _ = cell
-    method = methods.named(name)
-    seconds = images * speed["forward"]
-    if mode != "none":
-        seconds += BATCH_NORM_PICTURES * speed["batch_norm"] * (1 if abits == FLOAT_BITS else 2)
-    if abits != FLOAT_BITS:
-        seconds += SCALE_PICTURES * speed["forward"]
-    if hasattr(method, "sweeps"):
-        seconds += speed["solve"] * wbits / 4  # planes and sweeps grow with the bits
-    if hasattr(method, "evaluations"):
-        seconds += method.evaluations * method.images * speed["forward"]
-    return seconds
-
-
-def shared_seconds(modes: set[str], speed: dict[str, float], images: int) -> float:
-    """Seconds of what a network's cells share: its own evaluation, its statistics, its batch-norm re-estimated."""
-    seconds = images * speed["forward"] + speed["statistics"]
-    if modes - {"none"}:
-        seconds += images * speed["forward"] + BATCH_NORM_PICTURES * speed["batch_norm"]
+def seconds_of_cells(cells: list[Cell], speed: dict[str, float], images: int) -> float:
+    """Seconds of the cells of one network: what all share, what those with the same weights share, each one's own."""
+    seconds = images * speed["forward"] + speed["statistics"] if cells else 0
+    batch_norm = BATCH_NORM_PICTURES * speed["batch_norm"]
+    for _ in {cell.batch_norm.mode for cell in cells} - {"none"}:
+        seconds += images * speed["forward"] + batch_norm  # the floating-point network with the same re-estimation
+    for cell in {cell.weights for cell in cells}:
+        seconds += 0 if cell.batch_norm.mode == "none" else batch_norm
+        if hasattr(cell.method, "sweeps"):
+            seconds += speed["solve"] * cell.bits.wbits / 4  # planes and sweeps grow with the bits
+    for cell in cells:
+        seconds += images * speed["forward"]
+        if cell.bits.abits != FLOAT_BITS:
+            seconds += SCALE_PICTURES * speed["forward"] + (0 if cell.batch_norm.mode == "none" else batch_norm)
+        if hasattr(cell.method, "evaluations"):
+            seconds += cell.method.evaluations * cell.method.images * speed["forward"]
     return seconds
 
 
@@ -169,7 +173,7 @@ def main() -> None:
     device = torch.device(arguments.device)
 
     tables = {title: cells_of(experiment) for title, experiment in EXPERIMENTS.items()}
-    networks = list(dict.fromkeys(cell[0] for cells in tables.values() for cell in cells))
+    networks = list(dict.fromkeys(cell.model for cells in tables.values() for cell in cells))
     speeds = {name: measured(name, device, arguments.pictures) for name in tqdm(networks, "measuring", disable=None)}
     print(f"\nMeasured on {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'this CPU'}, 224×224:")
     rows = [
@@ -187,10 +191,9 @@ def main() -> None:
     rows, known = [], set()
     for title, cells in tables.items():
         for name in networks:
-            new = [cell for cell in dict.fromkeys(cells) if cell[0] == name and cell not in known]
+            new = [cell for cell in dict.fromkeys(cells) if cell.model == name and cell not in known]
             known.update(new)
-            seconds = sum(seconds_of_cell(cell, speeds[name], arguments.images) for cell in new)
-            seconds += shared_seconds({cell[4] for cell in new}, speeds[name], arguments.images) if new else 0
+            seconds = seconds_of_cells(new, speeds[name], arguments.images)
             row = {"table": title, "network": MODEL_TITLES[name], "cells": len(new)}
             rows.append(row | {"images": len(new) * arguments.images, "hours": seconds / 3600})
     estimate = pandas.DataFrame(rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,17 +25,27 @@ SMALL = [
 ]
 
 
+def composed(*overrides: str, hydra: bool = False):
+    """The configuration that `python run.py OVERRIDES` has; with `hydra` its own part as well."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=hydra)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Of a command under test: one thread, for the test runner fills the cores already, and no data of the user's."""
+    given = {name: value for name, value in os.environ.items() if name != "IMAGENET_ROOT"}
+    return given | variables | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
 @pytest.fixture
 def command(tmp_path):
     """Runs `python run.py ARGUMENTS` with its records under tmp_path/results; returns the finished process."""
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
         line = [sys.executable, str(ROOT / "run.py"), *arguments, f"results={tmp_path / 'results'}"]
         if "--help" not in arguments:
             line.append("logger=none")
-        variables = {k: v for k, v in os.environ.items() if k != "IMAGENET_ROOT"} | environment
-        variables["OMP_NUM_THREADS"] = variables["NUMBA_NUM_THREADS"] = "1"  # the test runner fills the cores already
-        return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=300)
+        return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment(**variables), timeout=300)
 
     return run
 
@@ -63,3 +74,11 @@ def resnet18_weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
     torch.save(torchvision.models.resnet18().state_dict(), path)
     return path
+
+
+@pytest.fixture
+def network():
+    """The small residual network of `networks`, as if trained."""
+    from networks import Residual, lively
+
+    return lively(Residual())

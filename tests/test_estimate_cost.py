@@ -7,6 +7,9 @@ import pytest
 import torch
 from conftest import ROOT
 
+from bitsplit import methods
+from bitsplit.config import BatchNorm, Bits
+
 sys.path.insert(0, str(ROOT / "experiments"))
 import estimate_cost  # noqa: E402
 
@@ -25,12 +28,22 @@ def test_cells_are_those_of_the_tables():
 
 def test_a_cell_costs_what_its_parts_cost():
     speed = {"forward": 1.0, "batch_norm": 100.0, "statistics": 0.0, "solve": 7e6}
-    plain = ("resnet18", "tflite", 4, 32, "none", 8)
-    assert estimate_cost.seconds_of_cell(plain, speed, 50) == 50
-    ours = ("resnet18", "bitsplit", 8, 4, "reestimate", 8)
-    assert estimate_cost.seconds_of_cell(ours, speed, 50) == 50 + 2 * 6400 * 100 + 640 + 2 * 7e6
-    searched = ("resnet18", "lapq", 4, 32, "none", 32)
-    assert estimate_cost.seconds_of_cell(searched, speed, 50) == 50 + 600 * 128
+    floating_point = 50
+
+    def seconds(*cells: tuple) -> float:
+        made = [
+            estimate_cost.Cell("resnet18", methods.named(method), Bits(wbits, abits, 8, 8, 8), BatchNorm(mode))
+            for method, wbits, abits, mode in cells
+        ]
+        return estimate_cost.seconds_of_cells(made, speed, images=50) - floating_point
+
+    assert seconds(("tflite", 4, 32, "none")) == 50
+    # Two evaluations (one of the floating-point network re-estimated), three passes, the scales and the solve.
+    assert seconds(("bitsplit", 8, 4, "reestimate")) == 2 * 50 + 3 * 6400 * 100 + 640 + 2 * 7e6
+    assert seconds(("lapq", 4, 32, "none")) == 50 + 600 * 128
+    # A second cell with the same weights is solved already and has one pass of its own.
+    both = seconds(("bitsplit", 8, 4, "reestimate"), ("bitsplit", 8, 3, "reestimate"))
+    assert both - seconds(("bitsplit", 8, 4, "reestimate")) == 50 + 6400 * 100 + 640
 
 
 def test_fixed_and_slope():

@@ -1,4 +1,4 @@
-"""Quantized layers against the same layer run with dequantized weights; batch-norm against its closed form."""
+"""Quantized layers against the same layer run with dequantized weights."""
 
 import copy
 
@@ -12,13 +12,7 @@ from bitsplit.grid import Grid
 from bitsplit.layers import (
     InputQuantizer,
     QuantizedLayer,
-    batch_norm_statistics,
-    batch_norms,
-    measure_batch_norm,
-    reestimate_batch_norm,
     replace_module,
-    set_batch_norm,
-    shifted_batch_norm,
 )
 
 
@@ -285,137 +279,3 @@ def test_representations():
     mixed = by_channel("convolution", False, own_bits=True)[1]
     assert "bits=mean 2.25, signed=False, scale=4 channels" in repr(mixed)
     assert "offset" not in QuantizedLayer(nn.Linear(2, 2)).state_dict()
-
-
-# Batch-norm
-
-
-def network_and_batches(count=4):
-    """Two batch-norm layers in a row of operations, a dropout that must stay off, and one that keeps no statistics."""
-    torch.manual_seed(3)
-    network = nn.Sequential(
-        nn.BatchNorm2d(3),
-        nn.Conv2d(3, 4, 3),
-        nn.Dropout(0.5),
-        nn.BatchNorm2d(4, momentum=0.3, affine=False),
-        nn.ReLU(),
-        nn.BatchNorm2d(4, track_running_stats=False),
-    ).double()
-    with torch.no_grad():
-        for norm in (network[0], network[3]):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
-        network[0].weight.uniform_(0.5, 1.5)
-        network[0].bias.normal_()
-    batches = [torch.randn(5 + k, 3, 6, 6, dtype=torch.float64) * (1 + k) + k for k in range(count)]
-    return network.eval(), batches
-
-
-def batch_moments(network, x):
-    """Means and unbiased variances of the two layers' inputs, batch statistics in force, by hand."""
-    result = []
-    for _ in range(2):
-        channels = x.movedim(1, 0).flatten(1)
-        result.append((channels.mean(dim=1), channels.var(dim=1, correction=1)))
-        if len(result) == 1:
-            mean, variance = (v[:, None, None] for v in (channels.mean(dim=1), channels.var(dim=1, correction=0)))
-            gain, shift = (v[:, None, None] for v in (network[0].weight, network[0].bias))
-            x = F.conv2d((x - mean) / (variance + 1e-5).sqrt() * gain + shift, network[1].weight, network[1].bias)
-    return result
-
-
-def assert_statistics(found, expected):
-    assert list(found) == ["0", "3"]
-    for measured, wanted in zip(found.values(), expected, strict=True):
-        for part, value in zip(measured, wanted, strict=True):
-            torch.testing.assert_close(part, value.detach(), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("momentum", [0.1, 0.35, 1.0])
-def test_reestimation_is_the_moving_average(momentum):
-    network, batches = network_and_batches()
-    expected = list(batch_norm_statistics(network).values())
-    for x in batches:
-        new = batch_moments(network, x)
-        expected = [
-            tuple((1 - momentum) * old + momentum * now for old, now in zip(*pair, strict=True))
-            for pair in zip(expected, new, strict=True)
-        ]
-    reestimate_batch_norm(network, batches, len(batches), momentum)
-    assert_statistics(batch_norm_statistics(network), expected)
-
-
-def averages(network, batches):
-    moments = [batch_moments(network, x) for x in batches]
-    return [tuple(torch.stack([m[k][part] for m in moments]).mean(dim=0) for part in range(2)) for k in range(2)]
-
-
-def test_reestimation_without_momentum_is_the_plain_average():
-    network, batches = network_and_batches()
-    expected = averages(network, batches)
-    reestimate_batch_norm(network, batches, len(batches), None)
-    assert_statistics(batch_norm_statistics(network), expected)
-
-
-def test_measuring_leaves_the_network_as_it_was():
-    network, batches = network_and_batches()
-    before, expected = batch_norm_statistics(network), averages(network, batches)
-    assert_statistics(measure_batch_norm(network, batches, len(batches)), expected)
-    assert_statistics(batch_norm_statistics(network), list(before.values()))
-
-
-def test_only_layers_with_running_statistics_count():
-    network, _ = network_and_batches()
-    assert list(batch_norms(network)) == ["0", "3"]
-
-
-@pytest.mark.parametrize("momentum", [0.2, None])
-@pytest.mark.parametrize("breaks", [False, True])
-def test_modes_and_momenta_are_restored(momentum, breaks):
-    def broken():
-        yield from batches[:2]
-        if breaks:
-            raise OSError("half-way")
-
-    network, batches = network_and_batches()
-    network[3].train()
-    parameters = copy.deepcopy(dict(network.named_parameters()))
-    modes = [module.training for module in network.modules()]
-    if breaks:
-        with pytest.raises(OSError, match="half-way"):
-            reestimate_batch_norm(network, broken(), 2, momentum)
-    else:
-        reestimate_batch_norm(network, broken(), 2, momentum)
-    assert [module.training for module in network.modules()] == modes
-    assert [network[k].momentum for k in (0, 3, 5)] == [0.1, 0.3, 0.1]
-    assert all(torch.equal(p, parameters[name]) and p.grad is None for name, p in network.named_parameters())
-
-
-def test_statistics_are_copies_and_can_be_set():
-    network, batches = network_and_batches()
-    before = batch_norm_statistics(network)
-    kept = {name: tuple(part.clone() for part in parts) for name, parts in before.items()}
-    reestimate_batch_norm(network, batches, len(batches), 0.5)
-    assert_statistics(before, list(kept.values()))
-    assert not torch.equal(network[0].running_mean, kept["0"][0])
-    set_batch_norm(network, before)
-    assert_statistics(batch_norm_statistics(network), list(kept.values()))
-
-
-def test_shift_by_hand():
-    def of(mean, variance):
-        return {"bn": (torch.tensor(mean, dtype=torch.float64), torch.tensor(variance, dtype=torch.float64))}
-
-    trained, floating = of([1.0, 2.0], [4.0, 9.0]), of([0.5, 1.0], [2.0, 3.0])
-    mean, variance = shifted_batch_norm(trained, floating, of([0.75, 0.0], [1.0, 6.0]))["bn"]
-    torch.testing.assert_close(mean, torch.tensor([1.25, 1.0], dtype=torch.float64))
-    torch.testing.assert_close(variance, torch.tensor([2.0, 18.0], dtype=torch.float64))
-
-
-def test_no_shift_where_nothing_changed_and_no_nan_where_nothing_varies():
-    network, batches = network_and_batches()
-    trained, measured = batch_norm_statistics(network), measure_batch_norm(network, batches, len(batches))
-    assert_statistics(shifted_batch_norm(trained, measured, measured), list(trained.values()))
-    dead = {name: (mean, torch.zeros_like(variance)) for name, (mean, variance) in measured.items()}
-    for shifted in (shifted_batch_norm(trained, dead, dead), shifted_batch_norm(trained, measured, dead)):
-        assert all(v.isfinite().all() and (v >= 0).all() for _, v in shifted.values())

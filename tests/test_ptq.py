@@ -7,112 +7,29 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from networks import (
+    BATCHES,
+    LAYERS,
+    NO_NORM,
+    SMALL,
+    TEST,
+    Residual,
+    Signed,
+    assert_finite,
+    assert_same,
+    every_method,
+    lively,
+    outputs,
+    quantized_layers,
+)
 from test_capture import has_hooks
-from test_stats import Odd
 from torch import nn
-from torch.nn.utils import parametrizations
 
 import bitsplit
 from bitsplit import methods, ptq
 from bitsplit.config import BatchNorm, Bits, Calibration, Settings
 from bitsplit.errors import InputError
-from bitsplit.layers import InputQuantizer, QuantizedLayer, reestimate_batch_norm
-from bitsplit.methods.lapq import LAPQ
-from bitsplit.methods.tensorrt import TensorRT
-
-SMALL = Settings(calibration=Calibration(patches=800, samples=20_000))
-NO_NORM = Settings(calibration=SMALL.calibration, batch_norm=BatchNorm(mode="none"))
-QUICK = {"lapq": LAPQ(images=16, evaluations=15), "tensorrt": TensorRT(bins=512)}
-EVERY = [QUICK.get(name) or methods.named(name) for name in methods.names()]
-every_method = pytest.mark.parametrize("method", EVERY, ids=methods.names())
-LAYERS = ["stem", "main.0", "main.3", "main.6", "down", "wide", "mix", "head"]
-
-
-def unit(convolution):
-    return convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU()
-
-
-class Residual(nn.Module):
-    """Strided, padded, dilated, grouped, depthwise and 1×1 convolutions, a down-sampling shortcut and a classifier."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, stride=2, bias=False)
-        grouped = nn.Conv2d(12, 12, 3, padding=1, groups=3)
-        self.main = nn.Sequential(*unit(depthwise), *unit(nn.Conv2d(8, 12, 1)), *unit(grouped)[:2])
-        self.down = nn.Conv2d(8, 12, 1, stride=2)
-        self.wide = nn.Conv2d(12, 12, 3, padding=2, dilation=2)
-        self.mix = nn.Conv2d(12, 8, (3, 1))
-        self.head = nn.Linear(8 * 4 * 6, 5)
-
-    def forward(self, x):
-        x = self.stem_norm(self.stem(x)).relu()
-        x = (self.main(x) + self.down(x)).relu()
-        x = self.mix(self.wide(x).relu()).relu()
-        return self.head(x.flatten(1))
-
-
-def pictures(*sizes, seed=0):
-    """Batches of smooth noise, about as correlated as pictures are, each with a colour of its own."""
-    random = np.random.default_rng(seed)
-    parts = [(random.standard_normal((n, 3, 12, 12)), random.standard_normal((n, 3, 1, 1))) for n in sizes]
-    return [F.avg_pool2d(torch.tensor(x * 2), 3, 1, 1).add(torch.tensor(colour * 2)).float() for x, colour in parts]
-
-
-def lively(network):
-    """The network in eval mode with statistics of its batch-norm that fit the pictures, as after training."""
-    reestimate_batch_norm(network.eval(), pictures(16, 16, seed=5), 2, momentum=None)
-    return network
-
-
-class Signed(Residual):
-    """Without the ReLU behind `wide`, as a linear bottleneck: `mix` reads values of both signs.
-
-    The stem has no zeros either: behind a depthwise convolution a patch of zeros becomes a constant, and at a spike in
-    the histogram the least divergence (`tensorrt`) may clip everything above.
-    """
-
-    def forward(self, x):
-        x = F.softplus(self.stem_norm(self.stem(x)))
-        x = (self.main(x) + self.down(x)).relu()
-        x = self.mix(self.wide(x)).relu()
-        return self.head(x.flatten(1))
-
-
-@pytest.fixture
-def network():
-    return lively(Residual())
-
-
-BATCHES = pictures(8, 8, 8, 4)
-TEST = pictures(16, seed=9)[0]
-
-
-def quantized_layers(network):
-    return {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLayer)}
-
-
-def outputs(network, x=TEST):
-    with torch.no_grad():
-        return network(x)
-
-
-def assert_same(one, other):
-    """Two quantized networks equal to the last bit: modules, state and outputs."""
-    states = one.state_dict(), other.state_dict()
-    assert list(states[0]) == list(states[1])
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    assert torch.equal(outputs(one), outputs(other))
-    assert one.report.equals(other.report)
-
-
-def assert_finite(network, x=TEST):
-    assert outputs(network, x).isfinite().all()
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    assert np.isfinite(network.report[["relative_error", "input_error"]].to_numpy(dtype=float)).all()
+from bitsplit.layers import InputQuantizer, QuantizedLayer
 
 
 class Interrupted(list):
@@ -387,124 +304,3 @@ def test_batch_norm_modes(network, mode):
 def test_all_of_the_result_is_in_eval_mode(network):
     quantized = bitsplit.quantize(network.train(), BATCHES, settings=SMALL)
     assert [name for name, module in quantized.named_modules() if module.training] == []
-
-
-# Degenerate and unusual networks
-
-
-@every_method
-@pytest.mark.parametrize("bits", [2, 4])
-def test_zero_channels_and_dead_inputs(network, method, bits):
-    with torch.no_grad():
-        for name in LAYERS:
-            network.get_submodule(name).weight[0] = 0
-        network.stem_norm.weight[1], network.stem_norm.bias[1] = 0, -1  # its ReLU is shut
-        network.mix.weight.zero_()
-        network.mix.bias.fill_(-1)  # the classifier reads nothing but zeros
-    settings = Settings(bits=Bits(first_wbits=8, last_wbits=8, last_abits=8), calibration=SMALL.calibration)
-    quantized = bitsplit.quantize(network, BATCHES, bits, bits, method, settings=settings)
-    assert_finite(quantized)
-    assert all(not quantized.get_submodule(name).codes[0].any() for name in LAYERS)
-    assert all(not quantized.get_submodule(name).weight[0].any() for name in LAYERS)
-    assert not quantized.mix.codes.any() and not quantized.mix.weight.any()
-
-
-@every_method
-@pytest.mark.parametrize("value", [0.0, 0.7, -3.0])
-def test_constant_pictures(network, method, value):
-    quantized = bitsplit.quantize(network, [torch.full((4, 3, 12, 12), value)] * 2, 4, 4, method, settings=SMALL)
-    assert_finite(quantized)
-    assert_finite(quantized, torch.full((4, 3, 12, 12), value))
-
-
-class Tokens(nn.Module):
-    """Linear layers on three-dimensional input, one of them used twice."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.patch, self.token = nn.Conv2d(3, 8, 3, stride=3), nn.Linear(8, 8)
-        self.tied, self.head = nn.Linear(8, 8, bias=False), nn.Linear(8, 2)
-        self.tied.weight = self.token.weight
-
-    def forward(self, x):
-        x = self.patch(x).relu().flatten(2).transpose(1, 2)
-        x = self.tied(self.token(self.token(x).relu()).relu()).relu()
-        return self.head(x.mean(dim=1))
-
-
-@every_method
-def test_linear_layers_on_sequences_and_shared_weights(method):
-    network = Tokens()
-    quantized = bitsplit.quantize(network, BATCHES, 8, 8, method, settings=SMALL)
-    assert list(quantized.report["name"]) == ["patch", "token", "head"]
-    assert isinstance(quantized.token, QuantizedLayer) and isinstance(quantized.tied, QuantizedLayer)
-    assert torch.equal(quantized.token.codes, quantized.tied.codes)
-    assert quantized.token.weight is quantized.tied.weight
-    assert quantized.token.input_quantizer is quantized.tied.input_quantizer
-    expected = outputs(network)
-    assert ((outputs(quantized) - expected) ** 2).sum() < 1e-2 * (expected**2).sum()
-
-
-@pytest.mark.parametrize("method", [m for m in EVERY if m.edge_bits == 8], ids=lambda method: method.name)
-@pytest.mark.parametrize("layer, x", [(nn.Conv2d(3, 4, 3), TEST), (nn.Linear(12, 3), TEST[:, 0])])
-def test_a_lone_layer(layer, x, method):
-    quantized = bitsplit.quantize(layer, [x], 4, 4, method, settings=SMALL)
-    assert len(quantized.report) == 1 and len(quantized_layers(quantized)) == 1
-    expected = outputs(layer, x)
-    assert ((outputs(quantized, x) - expected) ** 2).sum() < 1e-3 * (expected**2).sum()
-
-
-def test_layers_left_in_floating_point_are_rows_with_a_note():
-    network, batches = Odd(), [torch.cat([x, x[:, :1]], dim=1) for x in BATCHES]
-    rows = bitsplit.quantize(network, batches, 4, 4, settings=SMALL).report.set_index("name")
-    assert set(rows.index) == {"good", "up", "borrowed", "computed", "unused", "spare"}
-    for name, row in rows.iterrows():
-        left = name != "good"
-        assert row["note"].startswith("left in floating point: ") == left and bool(row["note"]) == left
-        assert (row["wbits"] == 32) == left
-        assert row["shape"] == tuple(network.get_submodule(name).weight.shape)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_parametrized_weights_are_left_with_a_note(count):
-    torch.manual_seed(3)
-    layers = [parametrizations.weight_norm(nn.Conv2d(4, 4, 1)) for _ in range(count)]
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), *layers, nn.ReLU(), nn.Conv2d(4, 2, 1))
-    report = bitsplit.quantize(network, BATCHES, 4, 4, settings=SMALL).report
-    assert len(report) == 2 + count and (report["note"] != "").sum() == count
-
-
-@every_method
-def test_runs_in_inference_mode(network, method):
-    expected = bitsplit.quantize(network, BATCHES, method=method, settings=SMALL)
-    with torch.inference_mode():
-        quantized = bitsplit.quantize(network, BATCHES, method=method, settings=SMALL)
-    assert_same(quantized, expected)
-
-
-# Wrong input
-
-
-def poisoned():
-    network = lively(Residual())
-    with torch.no_grad():
-        network.wide.weight[0, 0, 0, 0] = float("nan")
-    return network
-
-
-@pytest.mark.parametrize(
-    "arguments, says",
-    [({"wbits": bits}, "wbits") for bits in (1, 9, 0, 16, "4", True, 4.0, None)]
-    + [({"abits": bits}, "abits") for bits in (1, 9, -8, "8", False)]
-    + [({"method": "nope"}, "nope"), ({"seed": -1}, "seed"), ({"seed": 0.5}, "seed")]
-    + [({"calibration": []}, "empty"), ({"calibration": iter([])}, "empty")]
-    + [({"calibration": [], "wbits": 32, "abits": 32}, "empty")]
-    + [({"calibration": ["picture"]}, "str"), ({"calibration": [{"image": TEST}]}, "dict")]
-    + [({"calibration": [TEST * float("nan")]}, "stem"), ({"calibration": [TEST, TEST / 0]}, "stem")]
-    + [({"model": poisoned()}, "mix"), ({"model": nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())}, "no convolution")],
-)
-def test_input_errors(network, arguments, says):
-    with pytest.raises(InputError, match=says) as error:
-        bitsplit.quantize(**{"model": network, "calibration": BATCHES, "settings": SMALL} | arguments)
-    assert "\n" not in str(error.value)

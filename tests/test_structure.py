@@ -8,8 +8,7 @@ import sys
 import tomllib
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, composed
 from hydra.utils import get_class
 
 from bitsplit import config, methods
@@ -69,11 +68,6 @@ def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, bitsplit; print({'torch', 'hydra', 'wandb', 'mmdet', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "set()"
-
-
-def composed(*overrides: str):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", list(overrides))
 
 
 @pytest.mark.parametrize(

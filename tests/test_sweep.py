@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, SMALL, composed, environment
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -19,11 +18,6 @@ from bitsplit import record, sweep
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 TWO_CELLS = ["-m", "data=glyphs", "data.validation_pictures=200", *SMALL, "method=tflite", "wbits=4,8", "abits=8"]
-
-
-def composed(*overrides: str):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", list(overrides), return_hydra_config=True)
 
 
 def outcomes(results: Path) -> dict[str, dict]:
@@ -50,17 +44,13 @@ def line(results: Path, *arguments: str) -> list[str]:
     return [sys.executable, "run.py", *TWO_CELLS, f"results={results}", "logger=none", *arguments]
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-
-
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_derived_configuration_is_the_composed_one(experiment):
     given = [f"experiment={experiment}", "seed=3", "data.root=somewhere" if experiment == "lite0" else "data=glyphs"]
-    config = composed(*given)
+    config = composed(*given, hydra=True)
     cells = sweep.expand(config)
     for overrides in random.Random(0).sample(cells, 3):
-        oracle = composed(*overrides)
+        oracle = composed(*overrides, hydra=True)
         for key in (key for key in oracle if key != "hydra"):
             derived = sweep.configured(config, overrides)
             assert OmegaConf.to_container(OmegaConf.create({key: derived[key]})) == OmegaConf.to_container(
@@ -71,7 +61,7 @@ def test_a_derived_configuration_is_the_composed_one(experiment):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_cells_are_those_of_hydras_own_sweeper(experiment):
-    config = composed(f"experiment={experiment}", "seed=1")
+    config = composed(f"experiment={experiment}", "seed=1", hydra=True)
     given = [f"{key}={value}" for key, value in config.hydra.sweeper.params.items()] + list(config.hydra.overrides.task)
     (oracle,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)
     assert sweep.expand(config) == oracle
@@ -193,7 +183,7 @@ def test_wandb_that_fails_loses_no_record(tmp_path):
     results = tmp_path / "results"
     one_cell = [argument for argument in TWO_CELLS if argument != "-m" and "wbits" not in argument]
     arguments = [sys.executable, str(ROOT / "run.py"), *one_cell, f"results={results}"]
-    broken = environment() | {"WANDB_MODE": "nonsense"}
+    broken = environment(WANDB_MODE="nonsense")
     done = subprocess.run(arguments, cwd=tmp_path, env=broken, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "W&B has not got this run" in done.stderr and "Traceback" not in done.stderr
@@ -204,7 +194,7 @@ def test_wandb_offline_has_one_run_a_cell_in_one_group(tmp_path):
     # Figures show the methods' own settings only, so nothing is made smaller here but the validation.
     cells = ["-m", "data=glyphs", "data.validation_pictures=200", "method=tflite", "wbits=4,8", "abits=32"]
     arguments = [sys.executable, str(ROOT / "run.py"), *cells, f"results={tmp_path / 'results'}"]
-    variables = environment() | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
+    variables = environment(WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
     done = subprocess.run(arguments, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not done.stderr.strip()

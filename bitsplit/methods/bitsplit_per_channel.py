@@ -19,6 +19,6 @@ class BitSplitPerChannel(BitSplit):
 
     def calibrate_activations(self, samples: InputSamples, grid: Grid) -> Tensor:
         channels = samples.values.T.contiguous()  # zeros change neither side of the alternation
-        silent = (channels.abs() if grid.signed else channels).amax(dim=1) <= 0
+        silent = grid.magnitude(channels).amax(dim=1) <= 0
         layer = super().calibrate_activations(samples, grid)
         return torch.where(silent, layer, grid.scale_by_alternation(channels))

@@ -83,7 +83,7 @@ class LAPQ(Method):
         tensors = [tensor for pair in zip_longest(weights, inputs) for tensor in pair if tensor]
         current = np.full(len(tensors), np.nan)
 
-        def loss_at(wanted: np.ndarray) -> float:
+        def put(wanted: np.ndarray) -> None:
             for index in np.flatnonzero(wanted != current):
                 tensor, scale = tensors[index], float(wanted[index])
                 if isinstance(tensor, RefinableWeight):
@@ -91,6 +91,9 @@ class LAPQ(Method):
                 else:
                     tensor.put(tensor.samples.values.new_tensor(scale))
             current[:] = wanted
+
+        def loss_at(wanted: np.ndarray) -> float:
+            put(wanted)
             return loss(self.images)
 
         candidates = [_lp_scales(tensors, p) for p in progress(EXPONENTS, "Lp scales")]
@@ -111,7 +114,7 @@ class LAPQ(Method):
 
             options = {"maxfev": self.evaluations, "maxiter": 1, "xtol": 1e-2}
             minimize(objective, np.zeros(len(start)), method="Powell", options=options)
-        loss_at(best[1])
+        put(best[1])
 
 
 def _lp_scales(tensors: list[RefinableWeight | RefinableInput], p: float) -> np.ndarray:

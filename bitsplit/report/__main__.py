@@ -37,7 +37,7 @@ def _made(what: str | None, data: str, results: Path) -> list[str]:
     if not any(one.runs for one in found):
         raise InputError(f"no records of {data or 'any data set'} in {results}; run cells first")
     if what == "figures":
-        from . import figures  # matplotlib is not needed for tables
+        from bitsplit.report import figures  # matplotlib is not needed for tables
 
         texts = [str(picture) for one in found for picture in figures.write(one, results / one.name / "figures")]
     else:

@@ -1,4 +1,4 @@
-"""The short table at the end of a run."""
+"""What a run prints: a short table at its end, or one line where it is one cell of many."""
 
 import pandas
 
@@ -26,3 +26,15 @@ def cell_table(run: dict) -> str:
     text = table.to_string(index=False, na_rep="–", float_format=lambda value: f"{value:.2f}")
     seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in run["seconds"].items())
     return f"\n{head}\n{text}\nseconds: {seconds}"
+
+
+def cell_line(run: dict) -> str:
+    """Names and bits of a run, its top-1 accuracy and drop in percent (without labels the agreement), its seconds."""
+    quantized, fp32 = run["metrics"]["quantized"], run["metrics"]["fp32"]
+    bits = f"W{run['wbits']}A{run['abits']}"
+    if quantized["top1"] is None:
+        result = f"agreement {quantized['agreement']:.2f}"
+    else:
+        result = f"top-1 {quantized['top1']:.2f} ({quantized['top1'] - fp32['top1']:+.2f})"
+    names = f"{run['model']} {run['method']} {bits} s{run['seed']} {run['variant']}".rstrip()
+    return f"{names}: {result}, {run['seconds']['total']:.0f} s"

@@ -14,7 +14,7 @@ SETTINGS = {  # (wbits, abits)
     "weights": [(bits, abits) for abits in (FLOAT_BITS, 8) for bits in WIDTHS],
     "both": [(bits, bits) for bits in WIDTHS],
 }
-PAPER_METHODS = ("tflite", "bitsplit")
+SWEPT_BY_PAPER = ("tflite", "bitsplit")
 _TITLES = {
     "weights": "Weights at 8 to 3 bits, activations in floating point or at 8 bits,",
     "both": "Weights and activations at 8 to 3 bits",
@@ -38,12 +38,12 @@ def runs_of(runs: list[dict], sweep: str) -> list[dict]:
     """
     found = [run for run in standard(runs) if (run["wbits"], run["abits"]) in SETTINGS[sweep]]
     swept = {run["method"] for run in found if (run["wbits"], run["abits"]) not in comparison.SETTINGS}
-    return [run for run in found if run["method"] in {*PAPER_METHODS, *swept}]
+    return [run for run in found if run["method"] in {*SWEPT_BY_PAPER, *swept}]
 
 
 def sweep_cells(models: list[str], runs: list[dict], sweep: str, paper: pandas.DataFrame | None) -> pandas.DataFrame:
     """One row a cell: for each network floating point, then from many bits to few every method."""
-    methods = in_order([*PAPER_METHODS, *(run["method"] for run in runs)], METHOD_TITLES)
+    methods = in_order([*SWEPT_BY_PAPER, *(run["method"] for run in runs)], METHOD_TITLES)
     plan = []
     for model in models:
         plan.append((model, "fp32", FLOAT_BITS, FLOAT_BITS))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_ptq import BATCHES, NO_NORM, Residual, lively, outputs, quantized_layers
+from networks import BATCHES, NO_NORM, Residual, lively, outputs, quantized_layers
 
 import bitsplit
 from bitsplit.methods import named

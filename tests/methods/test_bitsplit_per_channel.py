@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_ptq import BATCHES, NO_NORM, Residual, lively, quantized_layers
+from networks import BATCHES, NO_NORM, Residual, lively, quantized_layers
 
 from bitsplit import ptq
 from bitsplit.config import Bits

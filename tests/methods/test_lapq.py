@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import BATCHES, NO_NORM, Residual, lively, outputs, quantized_layers
 from scipy.optimize import minimize_scalar
-from test_ptq import BATCHES, NO_NORM, Residual, lively, outputs, quantized_layers
 from torch import nn
 
 import bitsplit
