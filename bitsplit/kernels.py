@@ -1,4 +1,4 @@
-"""The compiled inner loop of `solver.sweep` for CPUs; `solver.sweep_in_blocks` is its oracle and serves GPUs."""
+"""Compiled inner loops of the solver for CPUs. Each has its oracle in plain torch, which also serves GPUs."""
 
 import numba
 import numpy as np
@@ -14,6 +14,40 @@ def sweep(planes: Tensor, scale: Tensor, gram: Tensor, residual: Tensor) -> None
     operations, and only where a coordinate moves: late rounds, in which few do, cost next to nothing.
     """
     _sweep(planes.numpy(), scale.numpy(), gram.numpy(), residual.numpy())
+
+
+def descend(
+    codes: Tensor,
+    scale: Tensor,
+    gram: Tensor,
+    cross: Tensor,
+    residual: Tensor,
+    high: int,
+    rounds: int,
+    tolerance: float,
+) -> None:
+    """Coordinate descent on integer codes, the scale optimised after every round, in place on codes (G, M, N), scale
+    (G, M) and residual = cross − scale · codes · gram (G, M, N); all in one dtype, contiguous and on the CPU.
+
+    A row is done when no code moves any more, or a round lowers f by less than `tolerance` of what all have.
+    """
+    arrays = (tensor.numpy() for tensor in (codes, scale, gram, cross, residual))
+    _descend(*arrays, high, rounds, tolerance)
+
+
+def extend_paths(
+    target: Tensor, sums: Tensor, lower: Tensor, pivots: Tensor, cost: Tensor, alive: int, high: int
+) -> tuple[Tensor, Tensor]:
+    """Chooses the codes of one block of columns, from its last to its first, keeping the K cheapest paths of each row.
+
+    target (G, M, B), sums (G, M, K, B), lower (G, B, B) and pivots (G, B) as in `lattice`; cost (G, M, K) is updated in
+    place. Only the first `alive` paths of a row are there yet. Returns codes (G, M, K, B), and the path (G, M, K) that
+    each one continues.
+    """
+    codes, parents = sums.new_empty(sums.shape), sums.new_empty(cost.shape, dtype=int)
+    arrays = (tensor.numpy() for tensor in (target, sums, lower, pivots, cost))
+    _extend_paths(*arrays, alive, high, codes.numpy(), parents.numpy())
+    return codes, parents
 
 
 @numba.njit(parallel=True, cache=True)
@@ -42,3 +76,111 @@ def _sweep(planes, scale, gram, residual):
                         change = unit * (after - before)
                         for k in range(inputs):
                             residual[g, row, k] -= change * gram[g, n, k]
+
+
+@numba.njit(parallel=True, cache=True)
+def _descend(codes, scale, gram, cross, residual, high, rounds, tolerance):
+    groups, rows, inputs = codes.shape
+    tiles = (rows + _ROWS - 1) // _ROWS
+    for tile in numba.prange(groups * tiles):
+        g = tile // tiles
+        first = tile % tiles * _ROWS
+        left = min(first + _ROWS, rows) - first
+        active = np.arange(first, first + left)
+        gain, total = np.zeros(left), np.zeros(left)
+        for _ in range(rounds):
+            gain[:left] = 0
+            for n in range(inputs):
+                diagonal = gram[g, n, n]
+                if diagonal <= 0:
+                    continue
+                for i in range(left):
+                    row = active[i]
+                    curvature = scale[g, row] * diagonal
+                    pull = residual[g, row, n]
+                    if 2 * abs(pull) <= curvature or curvature <= 0:
+                        continue
+                    before = codes[g, row, n]
+                    after = min(max(np.rint(before + pull / curvature), -high), high)
+                    if after != before:
+                        codes[g, row, n] = after
+                        change = scale[g, row] * (after - before)
+                        gain[i] += change * (2 * pull - change * diagonal)
+                        for k in range(inputs):
+                            residual[g, row, k] -= change * gram[g, n, k]
+            kept = 0
+            for i in range(left):
+                row = active[i]
+                _rescale(codes[g, row], scale[g], row, cross[g, row], residual[g, row])
+                total[i] += gain[i]
+                if gain[i] > tolerance * total[i]:
+                    active[kept], total[kept] = row, total[i]
+                    kept += 1
+            left = kept
+            if left == 0:
+                break
+
+
+@numba.njit
+def _rescale(codes, scale, row, cross, residual):
+    """The optimal scale of one row, and its residual: c − α'Aq from c − αAq."""
+    linear, reached = 0.0, 0.0
+    for k in range(len(codes)):
+        linear += codes[k] * cross[k]
+        reached += codes[k] * (cross[k] - residual[k])  # α qᵀA q
+    if linear <= 0 or reached <= 0:
+        return
+    ratio = linear / reached
+    scale[row] *= ratio
+    for k in range(len(codes)):
+        residual[k] = cross[k] - ratio * (cross[k] - residual[k])
+
+
+@numba.njit(parallel=True, cache=True)
+def _extend_paths(target, sums, lower, pivots, cost, alive, high, codes, parents):
+    groups, rows, paths, columns = sums.shape
+    for job in numba.prange(groups * rows):
+        g, row = job // rows, job % rows
+        current, following = sums[g, row].copy(), np.empty((paths, columns), sums.dtype)
+        price = cost[g, row].copy()
+        new_price = np.empty(paths, cost.dtype)
+        choice = np.empty((columns, paths), sums.dtype)
+        origin = np.empty((columns, paths), np.int64)
+        count = alive
+        for n in range(columns - 1, -1, -1):
+            kept = 0
+            for path in range(count):
+                centre = target[g, row, n] - current[path, n]
+                code = min(max(np.rint(centre), -high), high)
+                # The two nearest codes on the grid; one path takes only the nearest.
+                for _ in range(min(paths, 2)):
+                    value = price[path] + pivots[g, n] * (code - centre) ** 2
+                    if kept < paths or value < new_price[kept - 1]:
+                        place = min(kept, paths - 1)
+                        while place > 0 and new_price[place - 1] > value:
+                            new_price[place] = new_price[place - 1]
+                            choice[n, place], origin[n, place] = choice[n, place - 1], origin[n, place - 1]
+                            place -= 1
+                        new_price[place], choice[n, place], origin[n, place] = value, code, path
+                        kept = min(kept + 1, paths)
+                    step = 1 if centre > code else -1
+                    code += step if abs(code + step) <= high else -step
+            for path in range(kept):
+                error = choice[n, path] - target[g, row, n]
+                parent = origin[n, path]
+                for k in range(n):
+                    following[path, k] = current[parent, k] + lower[g, n, k] * error
+            current, following = following, current
+            price, new_price = new_price, price
+            count = kept
+        for path in range(count):
+            cost[g, row, path] = price[path]
+            place = path
+            for n in range(columns):
+                codes[g, row, path, n] = choice[n, place]
+                place = origin[n, place]
+            parents[g, row, path] = place
+        for path in range(count, paths):
+            cost[g, row, path] = np.inf
+            codes[g, row, path] = codes[g, row, 0]
+            parents[g, row, path] = parents[g, row, 0]

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from bitsplit import kernels
+from bitsplit.descent import descend_once
 from bitsplit.errors import InputError
 from bitsplit.grid import Grid
+from bitsplit.lattice import integers, lattice
+from bitsplit.objective import objective, optimal_scale
 
-ALGORITHMS = ("planes",)
 SWEEPS = 100  # rounds of the published code
-_BLOCK = 64  # columns between two updates of the whole residual
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,6 @@ def stitch(planes: Tensor) -> Tensor:
     return torch.tensordot(weights.float(), planes.float(), dims=1).to(torch.int8)
 
 
-def objective(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
-    """q-part of f, −2α qᵀc + α² qᵀA q, float64 (G, M). Add the energy e for the squared error itself."""
-    q, scale = codes.double(), scale.double()
-    linear = (q * cross.double()).sum(dim=-1)
-    quadratic = ((q @ gram.double()) * q).sum(dim=-1)
-    return scale.square() * quadratic - 2 * scale * linear
-
-
-def optimal_scale(codes: Tensor, gram: Tensor, cross: Tensor, fallback: Tensor) -> Tensor:
-    """Minimiser of f over the scale, α = qᵀc / qᵀA q (G, M); `fallback` where the codes reach no output at all."""
-    q = codes.to(gram.dtype)
-    linear = (q * cross).sum(dim=-1)
-    quadratic = ((q @ gram) * q).sum(dim=-1)
-    return torch.where(quadratic > 0, linear / quadratic.clamp_min(torch.finfo(gram.dtype).tiny), fallback)
-
-
 def sweep(planes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
     """One round over all planes, the most significant first, and over all coordinates; the scale is held fixed.
 
@@ -86,48 +71,9 @@ def sweep(planes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
 
 
 def sweep_in_blocks(planes: Tensor, scale: Tensor, gram: Tensor, residual: Tensor) -> None:
-    """`sweep` in plain torch operations, in place on planes and residual.
-
-    The residual is kept up to date in blocks of columns: inside a block by rank-1 updates with the block's part of A,
-    after it by one matrix product for all columns.
-    """
-    curvature = scale.unsqueeze(-1) * gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)  # α A_nn, (G, M, N)
-    movable = curvature != 0
-    inverse_curvature = torch.where(movable, 1 / torch.where(movable, curvature, 1), 0)
-    inputs = gram.shape[-1]
+    """`sweep` in plain torch operations, in place on planes and residual."""
     for m in reversed(range(len(planes))):
-        for start in range(0, inputs, _BLOCK):
-            columns = slice(start, min(start + _BLOCK, inputs))
-            before = planes[m][..., columns].to(gram.dtype)
-            after = _descend_block(
-                before,
-                residual[..., columns],
-                inverse_curvature[..., columns] / 2**m,
-                2**m * scale,
-                gram[..., columns, columns],
-            )
-            planes[m][..., columns] = after.to(torch.int8)
-            change = 2**m * scale.unsqueeze(-1) * (after - before)
-            residual -= change @ gram[..., columns, :]
-
-
-def _descend_block(plane: Tensor, residual: Tensor, step: Tensor, unit: Tensor, gram: Tensor) -> Tensor:
-    """Coordinate descent on one plane inside one block of B columns.
-
-    plane, residual and step (= 1 / (α A_nn 2^(m−1))) are (G, M, B), unit (= α 2^(m−1)) is (G, M), gram (G, B, B).
-    Columns are laid out first, so that each coordinate's rows are contiguous.
-    """
-    # Copies, always: what is changed here must not reach the caller's tensors.
-    layout = torch.contiguous_format
-    plane, residual, step = (t.movedim(-1, 0).clone(memory_format=layout) for t in (plane, residual, step))
-    gram_columns = gram.movedim(-1, 0).unsqueeze(-1)  # (B, G, B, 1): column n of every group
-    gram_columns = gram_columns.movedim(-2, 1)  # (B, B, G, 1)
-    for n in range(len(plane)):
-        best = torch.addcmul(plane[n], residual[n], step[n]).round_().clamp_(-1, 1)
-        change = (best - plane[n]) * unit
-        plane[n] = best
-        residual[n + 1 :].addcmul_(gram_columns[n, n + 1 :], change, value=-1)
-    return plane.movedim(0, -1)
+        descend_once(planes[m], 2**m * scale, 1, gram, residual)
 
 
 def solve(
@@ -158,23 +104,39 @@ def solve(
     _check(gram, cross, bits, weight, algorithm)
     if weight is None:
         weight = cross.double() @ torch.linalg.pinv(gram.double(), hermitian=True)
-    gram, cross, weight = gram.contiguous(), cross.contiguous(), weight.to(gram.dtype).contiguous()
-    grid = Grid(bits)
-    scale = grid.scale_by_alternation(weight)
-    alive = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2) > 0
-    planes = split(grid.quantize(weight, scale.unsqueeze(-1)) * alive, bits)
-    done = 0
-    while done < sweeps:
-        done += 1
-        scale = optimal_scale(stitch(planes), gram, cross, fallback=scale)
-        previous, planes = planes, sweep(planes, scale, gram, cross)
-        if torch.equal(previous, planes):
-            break
-    codes = stitch(planes)
+    shape = cross.shape
+    gram = gram.reshape(-1, *gram.shape[-2:]).contiguous()
+    cross, weight = (given.to(gram.dtype).reshape(-1, *shape[-2:]).contiguous() for given in (cross, weight))
+    codes, scale, done = ALGORITHMS[algorithm](gram, cross, weight, bits, sweeps)
     scale = optimal_scale(codes, gram, cross, fallback=scale)
     # The grid is symmetric: a row whose best scale is negative is the same row with its codes mirrored.
     codes, scale = torch.where(scale.unsqueeze(-1) < 0, -codes, codes), scale.abs()
-    return Solution(codes, scale.float(), objective(codes, scale, gram, cross), done)
+    value = objective(codes, scale, gram, cross)
+    return Solution(
+        codes.to(torch.int8).reshape(shape), scale.float().reshape(shape[:-1]), value.reshape(shape[:-1]), done
+    )
+
+
+def planes(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
+    """The paper's algorithm: the best scale, then a round over all planes, until no plane changes any more.
+
+    Returns codes, scale, and the rounds it took.
+    """
+    grid = Grid(bits)
+    scale = grid.scale_by_alternation(weight)
+    alive = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2) > 0
+    parts = split(grid.quantize(weight, scale.unsqueeze(-1)) * alive, bits)
+    done = 0
+    while done < rounds:
+        done += 1
+        scale = optimal_scale(stitch(parts), gram, cross, fallback=scale)
+        previous, parts = parts, sweep(parts, scale, gram, cross)
+        if torch.equal(previous, parts):
+            break
+    return stitch(parts), scale, done
+
+
+ALGORITHMS = {"planes": planes, "integers": integers, "lattice": lattice}
 
 
 def _check(gram: Tensor, cross: Tensor, bits: int, weight: Tensor | None, algorithm: str) -> None:

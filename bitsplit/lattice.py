@@ -1,0 +1,209 @@
+"""Integers nearer to the best than the planes': f as a distance in a lattice, and the search for its nearest points.
+
+With A = RᵀR (R upper triangular, D its diagonal, U = D⁻¹R) and the least-squares weights w (wᵀA = cᵀ),
+
+    f(α, q) + wᵀA w = (αq − w)ᵀ A (αq − w) = α² Σ_n D_n² (q_n − t_n + Σ_{j>n} U_nj (q_j − t_j))²,      t = w / α.
+
+From the last coordinate to the first, each term is least at the integer nearest to its centre, given those chosen
+before: Babai's nearest plane (Babai 1986), which is GPTQ's error feedback on the same Gram matrix (Frantar et al.,
+"GPTQ", ICLR 2023; Chen et al., "The geometry of LLM quantization", 2025). Keeping the K cheapest choices instead of
+one is the K-best search of lattice decoding (Guo and Nilsson 2006). What it finds is refined by coordinate descent on
+the integers (`descend`), which never raises f, and by the optimal scale. Shapes as in `solver`.
+"""
+
+import torch
+from torch import Tensor
+
+from bitsplit import kernels
+from bitsplit.descent import descend_once
+from bitsplit.grid import Grid
+from bitsplit.objective import optimal_scale
+
+# Scales tried with one path, as multiples of the alternation's; the smaller ones clip the largest weights.
+SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+# Scales tried with many paths, as multiples of the best of those.
+NEARBY = (0.96, 1.0, 1.04)
+DAMPING = 0.01  # of A's mean diagonal, added to it before it is factored (GPTQ's value)
+TOLERANCE = 1e-4  # a round of descent that gains less of what all rounds have gained is a row's last
+_MOST_PATHS = 16
+_PATH_INPUTS = 16_384  # fewer paths where there are more inputs: the search costs paths · inputs²
+_BLOCK = 64  # columns between two updates of all the columns before them
+_SCRATCH = 2**25  # numbers in the largest temporary array
+
+
+def integers(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
+    """Coordinate descent on the stitched integers from the weights rounded at the alternation's scale.
+
+    Returns codes (G, M, N) in the dtype of `gram`, the scale (G, M), and the bound on the rounds.
+    """
+    grid = Grid(bits)
+    scale = grid.scale_by_alternation(weight)
+    codes = grid.quantize(weight, scale.unsqueeze(-1)) * _alive(gram)
+    return *descend(codes, scale, gram, cross, grid.high, rounds), rounds
+
+
+def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
+    """The best of Babai's points at seven scales and of the K-best search around the best scale, each one refined.
+
+    Row by row; a row's own rounded weights, refined (`integers`), are among the candidates. The coordinates of the
+    largest diagonal are chosen first. Returns as `integers` does.
+    """
+    grid = Grid(bits)
+    codes, scale, _ = integers(gram, cross, weight, bits, rounds)
+    order = gram.diagonal(dim1=-2, dim2=-1).argsort(dim=-1)
+    gram, cross, weight = _permuted(gram, order), _by_column(cross, order), _by_column(weight, order)
+    weight = weight * _alive(gram)
+    lower, pivots, target, offset = factored(gram, cross, weight)
+    codes = _by_column(codes, order)
+
+    def error_of(codes: Tensor, scale: Tensor) -> Tensor:
+        """f but for a constant of each row, from small numbers: float32 then tells the best candidates apart."""
+        difference = scale.unsqueeze(-1) * codes - target
+        return (difference * (difference @ gram - 2 * offset)).sum(dim=-1)
+
+    error = error_of(codes, scale)
+
+    def consider(start: Tensor, paths: int) -> None:
+        nonlocal codes, scale, error
+        new = k_best(target / start.unsqueeze(-1), lower, pivots, grid.high, paths) * _alive(gram)
+        new, own = descend(new, start, gram, cross, grid.high, rounds)
+        new_error = error_of(new, own)
+        better = new_error < error
+        codes = torch.where(better.unsqueeze(-1), new, codes)
+        scale, error = torch.where(better, own, scale), torch.where(better, new_error, error)
+
+    first = grid.scale_by_alternation(weight)
+    for ratio in SCALES:
+        consider(first * ratio, paths=1)
+    best = scale.clone()
+    for ratio in NEARBY:
+        consider(best * ratio, paths=max(2, min(_MOST_PATHS, _PATH_INPUTS // gram.shape[-1])))
+    return _by_column(codes, order.argsort(dim=-1)), scale, rounds
+
+
+def descend(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, high: int, rounds: int) -> tuple[Tensor, Tensor]:
+    """Coordinate descent on integer codes with the scale optimised before and after every round; at most `rounds`.
+
+    A coordinate moves to the integer nearest to its free optimum q_n + (c − αAq)_n / (α A_nn), so f never rises. Rows
+    that have converged are left alone. Returns new codes (G, M, N) and their optimal scale (G, M).
+    """
+    found = optimal_scale(codes, gram, cross, fallback=scale)
+    scale = torch.where(found > 0, found, scale).contiguous()
+    codes = codes.clone(memory_format=torch.contiguous_format)
+    residual = cross - scale.unsqueeze(-1) * (codes @ gram)
+    if codes.device.type == "cpu":
+        kernels.descend(codes, scale, gram.contiguous(), cross.contiguous(), residual, high, rounds, TOLERANCE)
+    else:
+        scale = descend_in_blocks(codes, scale, gram, cross, residual, high, rounds)
+    return codes, scale
+
+
+def descend_in_blocks(
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, high: int, rounds: int
+) -> Tensor:
+    """`descend` in plain torch operations, in place on codes and residual; returns the scale."""
+    for _ in range(rounds):
+        before = codes.clone()
+        descend_once(codes, scale, high, gram, residual)
+        found = optimal_scale(codes, gram, cross, fallback=scale)
+        scale = torch.where(found > 0, found, scale)
+        residual.copy_(cross - scale.unsqueeze(-1) * (codes @ gram))
+        if torch.equal(before, codes):
+            break
+    return scale
+
+
+def k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int) -> Tensor:
+    """The best codes (G, M, N) that a search with K = `paths` paths a row finds for targets t (G, M, N).
+
+    lower (G, N, N) = Uᵀ and pivots (G, N) = diag(D²). One path is Babai's nearest plane.
+    """
+    rows = max(_BLOCK, _SCRATCH // (paths * target.shape[-1]))
+    parts = target.split(rows, dim=-2)
+    return torch.cat([_k_best(part, lower, pivots, high, paths) for part in parts], dim=-2)
+
+
+def _k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int) -> Tensor:
+    groups, rows, inputs = target.shape
+    extend = kernels.extend_paths if target.device.type == "cpu" else extend_paths
+    sums = target.new_zeros(groups, rows * paths, inputs)  # Σ_j U_nj (q_j − t_j) over the columns that are chosen
+    cost, alive, history = target.new_zeros(groups, rows, paths), 1, []
+    for start in reversed(range(0, inputs, _BLOCK)):
+        block = slice(start, min(start + _BLOCK, inputs))
+        aim = target[..., block].contiguous()
+        known = sums[..., block].reshape(groups, rows, paths, -1).contiguous()
+        codes, parents = extend(
+            aim, known, lower[:, block, block].contiguous(), pivots[:, block].contiguous(), cost, alive, high
+        )
+        history.append((codes, parents))
+        alive = min(paths, alive * 2 ** aim.shape[-1])
+        if start:
+            error = (codes - aim.unsqueeze(-2)).view(groups, rows * paths, -1)
+            if paths == 1:
+                sums = sums[..., :start]
+            else:
+                first = torch.arange(groups * rows, device=target.device).view(groups, rows, 1) * paths
+                sums = sums.flatten(0, 1)[(first + parents).flatten(), :start].view(groups, rows * paths, start)
+            sums.baddbmm_(error, lower[:, block, :start])
+    blocks, place = [], torch.zeros(groups, rows, 1, dtype=torch.int64, device=target.device)
+    for codes, parents in reversed(history):
+        blocks.append(codes.gather(2, place.unsqueeze(-1).expand(-1, -1, -1, codes.shape[-1])).squeeze(2))
+        place = parents.gather(2, place)
+    return torch.cat(blocks, dim=-1)
+
+
+def extend_paths(
+    target: Tensor, sums: Tensor, lower: Tensor, pivots: Tensor, cost: Tensor, alive: int, high: int
+) -> tuple[Tensor, Tensor]:
+    """`kernels.extend_paths` in plain torch operations."""
+    paths = cost.shape[-1]
+    price = cost.clone()
+    price[..., alive:] = torch.inf
+    sums, codes = sums.clone(), torch.empty_like(sums)
+    parents = torch.arange(paths, device=cost.device).expand(cost.shape)
+    for n in reversed(range(target.shape[-1])):
+        centre = target[..., n : n + 1] - sums[..., n]
+        nearest = centre.round().clamp(-high, high)
+        step = torch.where(centre > nearest, 1.0, -1.0).to(centre.dtype)
+        second = torch.where((nearest + step).abs() <= high, nearest + step, nearest - step)
+        options = torch.stack([nearest, second][: min(paths, 2)], dim=-1)
+        prices = price.unsqueeze(-1) + pivots[:, None, None, n, None] * (options - centre.unsqueeze(-1)).square()
+        price, index = prices.flatten(-2).topk(paths, largest=False)
+        origin = index // options.shape[-1]
+        chosen = options.flatten(-2).gather(-1, index)
+        sums, codes = (t.gather(2, origin.unsqueeze(-1).expand(t.shape)) for t in (sums, codes))
+        parents = parents.gather(2, origin)
+        codes[..., n] = chosen
+        error = chosen - target[..., n : n + 1]
+        sums[..., :n] += lower[:, None, None, n, :n] * error.unsqueeze(-1)
+    cost.copy_(price)
+    return codes, parents
+
+
+def factored(gram: Tensor, cross: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Uᵀ (G, N, N) and D² (G, N) of the damped Gram matrix; the least-squares weights w, and c − wA (G, M, N)."""
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+    damping = DAMPING * torch.where(mean > 0, mean, 1)
+    while True:
+        damped = gram.clone()
+        damped.diagonal(dim1=-2, dim2=-1).add_(damping.unsqueeze(-1))
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed.any():
+            break
+        damping = torch.where(failed > 0, 10 * damping, damping)  # rounding has cost A its positive eigenvalues
+    weight = weight + torch.cholesky_solve((cross - weight @ gram).mT, lower).mT
+    diagonal = lower.diagonal(dim1=-2, dim2=-1).clone()
+    return lower / diagonal.unsqueeze(-2), diagonal.square(), weight, cross - weight @ gram
+
+
+def _alive(gram: Tensor) -> Tensor:
+    """Which inputs carry a signal at all, (G, 1, N); the codes of the others are 0."""
+    return gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2) > 0
+
+
+def _by_column(values: Tensor, order: Tensor) -> Tensor:
+    return values.gather(-1, order.unsqueeze(-2).expand_as(values))
+
+
+def _permuted(gram: Tensor, order: Tensor) -> Tensor:
+    return _by_column(_by_column(gram, order).mT, order)
