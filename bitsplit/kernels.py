@@ -1,7 +1,8 @@
-"""Compiled inner loops of the solver for CPUs. Each has its oracle in plain torch, which also serves GPUs."""
+"""Compiled inner loops for CPUs. Each has its oracle in plain torch operations, which also serve GPUs."""
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
 _ROWS = 16  # rows that share one read of a row of the Gram matrix while it is in cache
@@ -48,6 +49,27 @@ def extend_paths(
     arrays = (tensor.numpy() for tensor in (target, sums, lower, pivots, cost))
     _extend_paths(*arrays, alive, high, codes.numpy(), parents.numpy())
     return codes, parents
+
+
+def fake_quantize(values: Tensor, scale: float, low: int, high: int) -> Tensor:
+    """`values`, float32, rounded to the codes low..high times `scale`: one pass over the memory where torch takes four."""
+    # Dense in whatever order of dimensions (channels last, say), so that memory is read from its start to its end.
+    result = torch.empty_like(values)
+    if result.stride() != values.stride():
+        values = result.copy_(values)
+    size = (values.numel(),)
+    _fake_quantize(
+        values.as_strided(size, (1,)).numpy(), np.float32(scale), low, high, result.as_strided(size, (1,)).numpy()
+    )
+    return result
+
+
+@numba.njit(parallel=True, cache=True)
+def _fake_quantize(values, scale, low, high, result):
+    smallest, largest = np.float32(low), np.float32(high)
+    for i in numba.prange(len(values)):
+        code = np.rint(values[i] / scale)
+        result[i] = scale * (smallest if code < smallest else largest if code > largest else code)
 
 
 @numba.njit(parallel=True, cache=True)

@@ -28,7 +28,7 @@ ROOMS = {
     "descent": set(),
     "lattice": {"descent", "grid", "kernels", "objective"},
     "solver": {"descent", "grid", "kernels", "lattice", "objective"},
-    "layers": {"grid", "progress"},
+    "layers": {"grid", "kernels", "progress"},
     "methods": {"grid", "methods", "progress", "solver", "stats"},
     "calibration": {"stats"},
     "narrow": {"vision"},

@@ -18,10 +18,13 @@ class BitSplit(Method):
 
     sweeps: int = solver.SWEEPS
 
+    algorithm: ClassVar[str] = "planes"
     batch_norm: ClassVar[str] = "reestimate"
 
     def solve_weights(self, stats: LayerStats, weight: Tensor, bits: int) -> Codes:
-        solution = solver.solve(stats.gram, stats.cross, bits, weight=weight, sweeps=self.sweeps)
+        solution = solver.solve(
+            stats.gram, stats.cross, bits, weight=weight, algorithm=self.algorithm, sweeps=self.sweeps
+        )
         return Codes(solution.codes, solution.scale)
 
     def calibrate_activations(self, samples: InputSamples, grid: Grid) -> Tensor:

@@ -16,6 +16,7 @@ METHOD_TITLES = FLOATING_POINT | {
     "lapq": "LAPQ",
     "bitsplit": "Bit-split",
     "bitsplit_per_channel": "Bit-split-per-channel",
+    "bitsplit_lattice": "Bit-split-lattice",
 }
 MODEL_TITLES = {
     "resnet18": "ResNet-18",
