@@ -52,7 +52,7 @@ def extend_paths(
 
 
 def fake_quantize(values: Tensor, scale: float, low: int, high: int) -> Tensor:
-    """`values`, float32, rounded to the codes low..high times `scale`: one pass over the memory where torch takes four."""
+    """`values`, float32, rounded to the codes low..high times `scale`: one pass over the memory, not four."""
     # Dense in whatever order of dimensions (channels last, say), so that memory is read from its start to its end.
     result = torch.empty_like(values)
     if result.stride() != values.stride():
