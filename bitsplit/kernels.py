@@ -5,6 +5,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_NEVER = 1e30  # the cost of a step that must not be taken
+LEAST_GAIN = 1e-6  # of a step's own α² A_nn: less is rounding
 _ROWS = 16  # rows that share one read of a row of the Gram matrix while it is in cache
 
 
@@ -34,6 +36,17 @@ def descend(
     """
     arrays = (tensor.numpy() for tensor in (codes, scale, gram, cross, residual))
     _descend(*arrays, high, rounds, tolerance)
+
+
+def exchange(
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, high: int, rounds: int
+) -> None:
+    """At most `rounds` rounds of steps by two coordinates at once, with arguments as those of `descend`, in place.
+
+    For each coordinate in turn, its cheaper step by one and the step by one of any other that lowers f most.
+    """
+    arrays = (tensor.numpy() for tensor in (codes, scale, gram, cross, residual))
+    _exchange(*arrays, high, rounds)
 
 
 def extend_paths(
@@ -143,6 +156,57 @@ def _descend(codes, scale, gram, cross, residual, high, rounds, tolerance):
                 break
 
 
+@numba.njit(parallel=True, cache=True, fastmath={"nnan", "nsz", "reassoc"})  # else a minimum is not vectorised
+def _exchange(codes, scale, gram, cross, residual, high, rounds):
+    groups, rows, inputs = codes.shape
+    for job in numba.prange(groups * rows):
+        g, row = job // rows, job % rows
+        up, down = np.empty(inputs, codes.dtype), np.empty(inputs, codes.dtype)
+        for _ in range(rounds):
+            unit, moves = scale[g, row], 0
+            _step_costs(codes[g, row], unit, gram[g], residual[g, row], high, up, down)
+            for n in range(inputs):
+                own = min(up[n], down[n])
+                if own >= _NEVER:
+                    continue
+                step = np.float32(1) if up[n] < down[n] else np.float32(-1)
+                coupling = 2 * unit * unit * step
+                least = np.float32(_NEVER)
+                for k in range(inputs):
+                    joint = coupling * gram[g, n, k]
+                    least = min(least, min(up[k] + joint, down[k] - joint))
+                # Ordinary steps hardly ever improve: which coordinate it was is asked only then.
+                if own + least >= -LEAST_GAIN * unit * unit * gram[g, n, n]:
+                    continue
+                partner, other, least = -1, np.float32(0), np.float32(_NEVER)
+                for k in range(inputs):
+                    joint = coupling * gram[g, n, k]
+                    if k != n and up[k] + joint < least:
+                        partner, other, least = k, np.float32(1), up[k] + joint
+                    if k != n and down[k] - joint < least:
+                        partner, other, least = k, np.float32(-1), down[k] - joint
+                if own + least >= -LEAST_GAIN * unit * unit * gram[g, n, n]:
+                    continue
+                codes[g, row, n] += step
+                codes[g, row, partner] += other
+                for k in range(inputs):
+                    residual[g, row, k] -= unit * (step * gram[g, n, k] + other * gram[g, partner, k])
+                _step_costs(codes[g, row], unit, gram[g], residual[g, row], high, up, down)
+                moves += 1
+            _rescale(codes[g, row], scale[g], row, cross[g, row], residual[g, row])
+            if moves == 0:
+                break
+
+
+@numba.njit
+def _step_costs(codes, unit, gram, residual, high, up, down):
+    """What f gains in each coordinate by a step of one up and down; `_NEVER` where the grid ends or A_nn = 0."""
+    for k in range(len(codes)):
+        own, pull = unit * unit * gram[k, k], 2 * unit * residual[k]
+        up[k] = own - pull if codes[k] < high and own > 0 else _NEVER
+        down[k] = own + pull if codes[k] > -high and own > 0 else _NEVER
+
+
 @numba.njit
 def _rescale(codes, scale, row, cross, residual):
     """The optimal scale of one row, and its residual: c − α'Aq from c − αAq."""
@@ -164,34 +228,20 @@ def _extend_paths(target, sums, lower, pivots, cost, alive, high, codes, parents
     for job in numba.prange(groups * rows):
         g, row = job // rows, job % rows
         current, following = sums[g, row].copy(), np.empty((paths, columns), sums.dtype)
-        price = cost[g, row].copy()
-        new_price = np.empty(paths, cost.dtype)
+        price, new_price = cost[g, row].copy(), np.empty(paths, cost.dtype)
         choice = np.empty((columns, paths), sums.dtype)
         origin = np.empty((columns, paths), np.int64)
         count = alive
         for n in range(columns - 1, -1, -1):
-            kept = 0
-            for path in range(count):
-                centre = target[g, row, n] - current[path, n]
-                code = min(max(np.rint(centre), -high), high)
-                # The two nearest codes on the grid; one path takes only the nearest.
-                for _ in range(min(paths, 2)):
-                    value = price[path] + pivots[g, n] * (code - centre) ** 2
-                    if kept < paths or value < new_price[kept - 1]:
-                        place = min(kept, paths - 1)
-                        while place > 0 and new_price[place - 1] > value:
-                            new_price[place] = new_price[place - 1]
-                            choice[n, place], origin[n, place] = choice[n, place - 1], origin[n, place - 1]
-                            place -= 1
-                        new_price[place], choice[n, place], origin[n, place] = value, code, path
-                        kept = min(kept + 1, paths)
-                    step = 1 if centre > code else -1
-                    code += step if abs(code + step) <= high else -step
+            kept = _choose(
+                current[:, n], price, count, target[g, row, n], pivots[g, n], high, new_price, choice[n], origin[n]
+            )
+            feedback = lower[g, n, :n]
             for path in range(kept):
                 error = choice[n, path] - target[g, row, n]
-                parent = origin[n, path]
+                before, after = current[origin[n, path], :n], following[path, :n]
                 for k in range(n):
-                    following[path, k] = current[parent, k] + lower[g, n, k] * error
+                    after[k] = before[k] + feedback[k] * error
             current, following = following, current
             price, new_price = new_price, price
             count = kept
@@ -206,3 +256,32 @@ def _extend_paths(target, sums, lower, pivots, cost, alive, high, codes, parents
             cost[g, row, path] = np.inf
             codes[g, row, path] = codes[g, row, 0]
             parents[g, row, path] = parents[g, row, 0]
+
+
+@numba.njit
+def _choose(sums, price, count, target, pivot, high, new_price, choice, origin):
+    """The cheapest continuations of `count` paths by one code each, in order of price; returns how many there are."""
+    paths, kept = len(new_price), 0
+    for path in range(count):
+        if kept == paths and price[path] >= new_price[kept - 1]:
+            break  # the paths are in order: all later ones cost more
+        centre = target - sums[path]
+        code = min(max(np.rint(centre), -high), high)
+        # The two nearest codes on the grid; where one path is kept, the nearest.
+        for _ in range(min(paths, 2)):
+            value = price[path] + pivot * (code - centre) ** 2
+            if kept == paths and value >= new_price[kept - 1]:
+                break
+            place = min(kept, paths - 1)
+            while place > 0 and new_price[place - 1] > value:
+                new_price[place], choice[place], origin[place] = (
+                    new_price[place - 1],
+                    choice[place - 1],
+                    origin[place - 1],
+                )
+                place -= 1
+            new_price[place], choice[place], origin[place] = value, code, path
+            kept = min(kept + 1, paths)
+            step = 1 if centre > code else -1
+            code += step if abs(code + step) <= high else -step
+    return kept

@@ -20,13 +20,14 @@ from bitsplit.grid import Grid
 from bitsplit.objective import optimal_scale
 
 # Scales tried with one path, as multiples of the alternation's; the smaller ones clip the largest weights.
-SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+SCALES = (0.65, 0.8, 0.9, 1.0, 1.1)
 # Scales tried with many paths, as multiples of the best of those.
 NEARBY = (0.96, 1.0, 1.04)
 DAMPING = 0.01  # of A's mean diagonal, added to it before it is factored (GPTQ's value)
 TOLERANCE = 1e-4  # a round of descent that gains less of what all rounds have gained is a row's last
-_MOST_PATHS = 16
-_PATH_INPUTS = 16_384  # fewer paths where there are more inputs: the search costs paths · inputs²
+EXCHANGES = 3  # rounds of steps by two coordinates; later ones gain less than a thousandth
+_MOST_PATHS = 8
+_PATH_INPUTS = 8192  # fewer paths where there are more inputs: the search costs paths · inputs²
 _BLOCK = 64  # columns between two updates of all the columns before them
 _SCRATCH = 2**25  # numbers in the largest temporary array
 
@@ -43,10 +44,10 @@ def integers(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int
 
 
 def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
-    """The best of Babai's points at seven scales and of the K-best search around the best scale, each one refined.
+    """The best of Babai's points at several scales and of the K-best search around the best scale, each one refined.
 
-    Row by row; a row's own rounded weights, refined (`integers`), are among the candidates. The coordinates of the
-    largest diagonal are chosen first. Returns as `integers` does.
+    Row by row; a row's own rounded weights, refined (`integers`), are among the candidates, and the best candidate is
+    refined by `exchange` as well. The coordinates of the largest diagonal are chosen first. Returns as `integers` does.
     """
     grid = Grid(bits)
     codes, scale, _ = integers(gram, cross, weight, bits, rounds)
@@ -78,6 +79,7 @@ def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int)
     best = scale.clone()
     for ratio in NEARBY:
         consider(best * ratio, paths=max(2, min(_MOST_PATHS, _PATH_INPUTS // gram.shape[-1])))
+    codes, scale = exchange(codes, scale, gram, cross, grid.high)
     return _by_column(codes, order.argsort(dim=-1)), scale, rounds
 
 
@@ -111,6 +113,42 @@ def descend_in_blocks(
         if torch.equal(before, codes):
             break
     return scale
+
+
+def exchange(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, high: int) -> tuple[Tensor, Tensor]:
+    """Steps of two coordinates at once from where `descend` cannot move, and `descend` after them; f never rises.
+
+    With r = c − αAq, steps s and t of coordinates n and m change f by
+    α²(s²A_nn + t²A_mm + 2st A_nm) − 2α(s r_n + t r_m).
+    """
+    codes, scale = codes.clone(memory_format=torch.contiguous_format), scale.clone()
+    residual = cross - scale.unsqueeze(-1) * (codes @ gram)
+    if codes.device.type == "cpu":
+        kernels.exchange(codes, scale, gram.contiguous(), cross.contiguous(), residual, high, EXCHANGES)
+    else:
+        exchange_plainly(codes, scale, gram, residual, high)
+    return descend(codes, scale, gram, cross, high, EXCHANGES)
+
+
+def exchange_plainly(codes: Tensor, scale: Tensor, gram: Tensor, residual: Tensor, high: int) -> None:
+    """One round of `kernels.exchange` in plain torch operations, in place on codes and residual."""
+    unit = scale.unsqueeze(-1)
+    own = unit.square() * gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
+    for n in range(gram.shape[-1]):
+        up = torch.where((codes < high) & (own > 0), own - 2 * unit * residual, torch.inf)
+        down = torch.where((codes > -high) & (own > 0), own + 2 * unit * residual, torch.inf)
+        step = torch.where(up[..., n] < down[..., n], 1.0, -1.0).to(codes.dtype)
+        cost = torch.minimum(up[..., n], down[..., n])
+        joint = 2 * unit.square() * step.unsqueeze(-1) * gram[..., n : n + 1, :]
+        pair = torch.stack([up + joint, down - joint], dim=-1)
+        pair[..., n, :] = torch.inf
+        least, index = pair.flatten(-2).min(dim=-1)
+        better = cost + least < -kernels.LEAST_GAIN * own[..., n]
+        partner, other = index // 2, (1 - 2 * (index % 2)) * better
+        change = torch.zeros_like(codes).scatter_(-1, partner.unsqueeze(-1), other.unsqueeze(-1).to(codes.dtype))
+        change[..., n] += step * better
+        codes += change
+        residual -= unit * (change @ gram)
 
 
 def k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int) -> Tensor:

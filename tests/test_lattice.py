@@ -11,7 +11,16 @@ from test_solver import problem, relu_layer
 
 from bitsplit import kernels
 from bitsplit.grid import Grid
-from bitsplit.lattice import DAMPING, descend, descend_in_blocks, extend_paths, factored, k_best
+from bitsplit.lattice import (
+    DAMPING,
+    descend,
+    descend_in_blocks,
+    exchange,
+    exchange_plainly,
+    extend_paths,
+    factored,
+    k_best,
+)
 from bitsplit.solver import objective, optimal_scale, solve
 
 cases = settings(deadline=None, max_examples=25, derandomize=True)
@@ -118,6 +127,41 @@ def test_compiled_descent_is_the_plain_one_and_never_raises_the_objective(seed, 
     own = descend_in_blocks(plain, first, gram, cross, residual, grid.high, 2)
     codes, compiled = descend(start, scale, gram, cross, grid.high, 2)
     assert torch.equal(codes, plain) and torch.allclose(own, compiled)
+
+
+@cases
+@given(st.integers(0, 10**6), st.integers(2, 8), st.integers(1, 40), st.integers(1, 6))
+def test_exchanges_lower_the_objective_and_the_compiled_ones_are_the_plain_ones(seed, bits, inputs, outputs):
+    gram, cross, weight = (part[None] for part in problem(*relu_layer(seed, inputs, outputs)[:2]))
+    grid = Grid(bits)
+    scale = grid.scale_by_alternation(weight)
+    codes, scale = descend(grid.quantize(weight, scale.unsqueeze(-1)), scale, gram, cross, grid.high, 100)
+    known = objective(codes, scale, gram, cross)
+    residual = cross - scale.unsqueeze(-1) * (codes @ gram)
+    plain, left = codes.clone(), residual.clone()
+    exchange_plainly(plain, scale, gram, left, grid.high)
+    compiled = codes.clone()
+    kernels.exchange(compiled, scale.clone(), gram, cross, residual, grid.high, 1)
+    assert torch.equal(plain, compiled)
+    assert torch.allclose(left, cross - scale.unsqueeze(-1) * (plain @ gram))
+    assert (objective(plain, scale, gram, cross) <= known + 1e-12 * known.abs()).all()
+    found, own = exchange(codes, scale, gram, cross, grid.high)
+    assert (objective(found, own, gram, cross) <= known + 1e-9 * known.abs()).all()
+    assert found.abs().max() <= grid.high
+
+
+def test_after_exchanges_no_pair_of_steps_is_left():
+    """Brute force over all pairs of coordinates and steps, on a problem where one round leaves none."""
+    gram, cross, weight = (part[None] for part in problem(*relu_layer(3, 9, 5)[:2]))
+    codes, scale = exchange(*descend(weight.round(), weight.new_ones(1, 5), gram, cross, 3, 100), gram, cross, 3)
+    best = objective(codes, scale, gram, cross)
+    for n, m in itertools.combinations(range(9), 2):
+        for first, second in itertools.product((-1, 1), repeat=2):
+            moved = codes.clone()
+            moved[..., n] += first
+            moved[..., m] += second
+            allowed = (moved.abs() <= 3).all(dim=-1)
+            assert (objective(moved, scale, gram, cross) >= best - 1e-6 * best.abs())[allowed].all()
 
 
 @pytest.mark.parametrize("bits", [2, 3])
