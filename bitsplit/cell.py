@@ -12,9 +12,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from bitsplit import ptq, record
+from bitsplit.cache import cache_root
 from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Calibration, Settings
 from bitsplit.errors import InputError
 from bitsplit.methods import Method
+from bitsplit.statistics_cache import cached
 from bitsplit.stats import Statistics
 from bitsplit.tasks.classification import Classification
 
@@ -25,6 +27,13 @@ class Bench:
     def __init__(self, source, data, calibration: Calibration, batches: int, seed: int, device: str):
         self.task = Classification(source, data, torch.device(device))
         self._settings, self._batches = Settings(calibration=calibration, seed=seed), batches
+        root = getattr(data, "root", None)
+        self._identity = {
+            "network": [self.task.network.name, self.task.network.sha256],
+            "data": dataclasses.asdict(data) | {"title": self.task.title, "root": root and str(Path(root).resolve())},
+            "calibration": dataclasses.asdict(calibration) | {"batches": batches, "seed": seed},
+            "arithmetic": [device, torch.get_num_threads(), torch.__version__],
+        }
         self._reestimated: dict[BatchNorm, dict] = {}
         self._stage: tuple[tuple, ptq.WeightStage] | None = None
 
@@ -35,7 +44,9 @@ class Bench:
 
     @cached_property
     def statistics(self) -> Statistics:
-        return ptq.statistics_of(self.task.network.module, self.calibration, self._settings)
+        network = self.task.network.module
+        path = cache_root() / "statistics" / record.config_hash(self._identity)[:16]
+        return cached(path, network, lambda: ptq.statistics_of(network, self.calibration, self._settings))
 
     def stage(self, method: Method, settings: Settings) -> ptq.WeightStage:
         """The network with the method's integer weights, kept for the next cell: it may differ in activations only."""

@@ -18,6 +18,7 @@ import PIL
 import torch
 from tqdm import tqdm
 
+from bitsplit.cache import cache_root
 from bitsplit.data import glyph_drawing
 from bitsplit.data.pictures import Preprocessing, available_cores, check_calibration
 
@@ -33,14 +34,9 @@ _IDENTITY = hashlib.sha256(
 ).hexdigest()[:16]
 
 
-def default_cache() -> Path:
-    """`$BITSPLIT_CACHE`, or `~/.cache/bitsplit` without it."""
-    return Path(os.environ.get("BITSPLIT_CACHE") or Path.home() / ".cache" / "bitsplit")
-
-
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
     """Folder of the shards, named after the drawing code and its libraries, so a stale cache is never read."""
-    return Path(cache_dir or default_cache()) / f"glyphs-{_IDENTITY}"
+    return Path(cache_dir or cache_root()) / f"glyphs-{_IDENTITY}"
 
 
 def shard_path(folder: Path, split: str, shard: int) -> Path:
@@ -50,7 +46,7 @@ def shard_path(folder: Path, split: str, shard: int) -> Path:
 def pictures(split: str, count: int, cache_dir: str | Path | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` pictures of a split: images uint8 (count,64,64,3) and labels int64 (count,).
 
-    Missing shards are drawn whole on all cores and kept under `cache_dir` (`default_cache()` if None).
+    Missing shards are drawn whole on all cores and kept under `cache_dir` (`cache_root()` if None).
     """
     folder = cache_folder(cache_dir)
     images = np.empty((count, *PICTURE), dtype=np.uint8)

@@ -1,0 +1,59 @@
+"""Statistics of a calibration pass on disk, for the next process that starts from the same network and pictures."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bitsplit import capture, stats
+from bitsplit.stats import LayerRecord, LayerStats, Statistics, grouped_weight, weighted_layers
+
+# Another way of drawing patches makes other statistics.
+_CODE = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in (capture, stats))).hexdigest()[:16]
+
+
+def cached(path: Path, network: nn.Module, collect: Callable[[], Statistics]) -> Statistics:
+    """The statistics in the file at `path` with this code's mark, or those of `collect()`, which are then left there.
+
+    Gram matrices are read from the file as they are used and take no memory before. A file that cannot be read is
+    collected anew, and one that cannot be written is done without.
+    """
+    path = path.with_name(f"{path.name}-{_CODE}.pt")
+    try:
+        return _read(path, network)
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError):
+        found = collect()
+    with suppress(OSError):
+        _write(path, found)
+    return found
+
+
+def _read(path: Path, network: nn.Module) -> Statistics:
+    state = torch.load(path, weights_only=True, mmap=True)
+    device, layers = next(network.parameters()).device, weighted_layers(network)
+    records = {}
+    for name, (gram, n, signed, source) in state["layers"].items():
+        weight = grouped_weight(layers[name]).to(gram.dtype)
+        records[name] = LayerRecord(name, LayerStats.of_weight(gram.to(device), weight, n), signed, source)
+    return Statistics(records, state["skipped"], seconds=0.0)
+
+
+def _write(path: Path, found: Statistics) -> None:
+    layers = {
+        name: (layer.stats.gram.cpu(), layer.stats.n, layer.signed, layer.source)
+        for name, layer in found.layers.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        torch.save({"layers": layers, "skipped": found.skipped}, temporary)
+        os.replace(temporary, path)
+    except BaseException:  # an interrupt too
+        os.unlink(temporary)
+        raise
