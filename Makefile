@@ -15,7 +15,7 @@ SETUP := $(VENV)/.complete
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-lite demo test test-fast lint format table4 table4-equal table-weights table-both tables figures \
-	results-lite lock clean
+	results-lite results-lattice lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -72,6 +72,13 @@ table-weights: setup  ## Weights alone: W8..W3 with activations in floating poin
 
 table-both: setup  ## Weights and activations at the same bit-width, 8..3
 	$(call fill,both,table_both)
+
+results-lattice: setup  ## Add the rows of bitsplit_lattice to the three tables
+	for experiment in table4 weights both; do \
+		$(RUN) run.py -m experiment=$$experiment method=bitsplit_lattice data=$(DATA) hydra/launcher=$(LAUNCHER) \
+			$(if $(ROOT),data.root=$(ROOT)) $(FORCED) $(ARGS) || exit $$?; \
+	done
+	$(RUN) -m bitsplit.report table4 $(DATA)
 
 tables: setup  ## Write all tables from the records; runs nothing
 	$(RUN) -m bitsplit.report
