@@ -270,7 +270,8 @@ def _quantize_inputs(
         if not isinstance(layer := network.get_submodule(name), QuantizedLayer):
             _put_in_place(network, layer)
     layers = {name: network.get_submodule(name).layer for name in wanted}
-    samples = collect_samples(network, layers, batches.first(total), total, settings.calibration.samples, settings.seed)
+    sizes = settings.calibration.samples, method.channel_samples
+    samples = collect_samples(network, layers, batches.first(total), total, *sizes, settings.seed)
     # Channels lie elsewhere in a convolution's input than in a linear layer's: their number of trailing dimensions.
     positions = {name: 2 if isinstance(layer, nn.Conv2d) else 0 for name, layer in layers.items()}
     sharing: dict[tuple[str, int, int], list[str]] = {}

@@ -15,7 +15,6 @@ from bitsplit.errors import InputError
 from bitsplit.progress import progress
 
 _PIECE_PIXELS = 2**20
-_CHANNEL_SAMPLES = 1000  # values of each channel at least, for scales by channel
 
 
 @dataclass(frozen=True)
@@ -166,10 +165,16 @@ def collect_statistics(
 
 @torch.no_grad()
 def collect_samples(
-    network: nn.Module, layers: dict[str, nn.Module], batches: Iterable[Tensor], total: int, samples: int, seed: int
+    network: nn.Module,
+    layers: dict[str, nn.Module],
+    batches: Iterable[Tensor],
+    total: int,
+    samples: int,
+    channel_samples: int,
+    seed: int,
 ) -> dict[str, InputSamples]:
     """A uniform sample of about `samples` input values of each of `layers`, from all of `batches`; more where that
-    would leave fewer than 1,000 a channel."""
+    would leave fewer than `channel_samples` a channel."""
     device = next(network.parameters()).device
     generators = {name: generator_for(f"{name}/input", seed, device) for name in layers}
     values: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -181,7 +186,7 @@ def collect_samples(
         earlier = ranges.get(name, (low, high))
         ranges[name] = (min(low, earlier[0]), max(high, earlier[1]))
         channels = call.input.shape[-1 if call.geometry is None else -3]
-        count = math.ceil(max(samples / channels, _CHANNEL_SAMPLES) * share / total)
+        count = math.ceil(max(samples / channels, channel_samples) * share / total)
         values[name].append(call.channel_vectors(count, generators[name]))
 
     with LayerCalls(network, layers, visit):

@@ -13,7 +13,7 @@ def test_samples_are_input_values_with_the_extremes_of_all(asked, count):
     """As many values as asked for over all four channels, but at least 1,000 a channel, where there are as many."""
     network, batches = Block().double(), pictures(3, 3, 2, side=20)
     layers = {name: network.get_submodule(name) for name in ("stem", "a")}
-    found = collect_samples(network, layers, batches, len(batches), asked, seed=0)
+    found = collect_samples(network, layers, batches, len(batches), asked, 1000, seed=0)
     inputs = {"stem": torch.cat(batches), "a": network.stem(torch.cat(batches)).relu().detach()}
     assert set(found) == set(inputs)
     for name, x in inputs.items():
@@ -30,7 +30,7 @@ def test_samples_are_input_values_with_the_extremes_of_all(asked, count):
 
 def test_few_values_a_channel_are_all_taken():
     network, batches = Block().double(), pictures(2, 1)
-    found = collect_samples(network, {"stem": network.stem}, batches, len(batches), 50, seed=0)["stem"]
+    found = collect_samples(network, {"stem": network.stem}, batches, len(batches), 50, 1000, seed=0)["stem"]
     vectors = torch.cat(batches).movedim(1, -1).reshape(-1, 4)
     assert torch.equal(found.values, vectors)
 
@@ -38,9 +38,9 @@ def test_few_values_a_channel_are_all_taken():
 def test_a_linear_layer_has_a_thousand_values_of_each_feature():
     batches = [torch.randn(700, 60, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     network = nn.Sequential(nn.Linear(60, 2))
-    found = collect_samples(network, {"0": network[0]}, batches, len(batches), 6000, seed=0)["0"]
+    found = collect_samples(network, {"0": network[0]}, batches, len(batches), 6000, 1000, seed=0)["0"]
     assert found.values.shape == (1000, 60)
-    more = collect_samples(network, {"0": network[0]}, batches, len(batches), 90_000, seed=0)["0"]
+    more = collect_samples(network, {"0": network[0]}, batches, len(batches), 90_000, 1000, seed=0)["0"]
     assert more.values.shape == (1500, 60)
 
 
@@ -48,7 +48,7 @@ def test_samples_are_uniform_over_batches_pictures_and_positions():
     index = torch.arange(6 * 1600.0).reshape(6, 1, 40, 40)
     network = nn.Sequential(nn.Conv2d(1, 1, 1))
     values = [
-        collect_samples(network, {"0": network[0]}, index.split(2), 3, 1200, seed)["0"].values.flatten()
+        collect_samples(network, {"0": network[0]}, index.split(2), 3, 1200, 1000, seed)["0"].values.flatten()
         for seed in range(20)
     ]
     drawn = torch.cat(values)

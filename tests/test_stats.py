@@ -270,7 +270,7 @@ def test_values_not_finite_name_the_layer(value):
     with pytest.raises(InputError, match="stem"):
         statistics(Block().double(), [pictures(1)[0] * value])
     with pytest.raises(InputError, match=r"\bb\b"):
-        collect_samples(network, {"b": network.b}, pictures(2), 1, 100, 0)
+        collect_samples(network, {"b": network.b}, pictures(2), 1, 100, 1000, 0)
     assert not has_hooks(network)
 
 

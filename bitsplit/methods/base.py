@@ -45,11 +45,13 @@ class Method:
 
     `batch_norm` is the re-estimation that the method's source prescribes, the meaning of `batch_norm.mode=auto`;
     `edge_bits` is the bit-width that it prescribes for the first and the last layer, of `bits.first_wbits=auto` and the
-    like. A method that defines `refine` is handed the whole network's scales once they are set.
+    like; `channel_samples` values of each input channel, at least, come to `calibrate_activations`, where there are as
+    many. A method that defines `refine` is handed the whole network's scales once they are set.
     """
 
     batch_norm: ClassVar[str] = "none"
     edge_bits: ClassVar[int] = 8
+    channel_samples: ClassVar[int] = 1000
 
     @property
     def name(self) -> str:

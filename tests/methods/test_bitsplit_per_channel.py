@@ -8,7 +8,7 @@ import torch
 from networks import BATCHES, NO_NORM, Residual, lively, quantized_layers
 
 from bitsplit import ptq
-from bitsplit.config import Bits
+from bitsplit.config import Bits, Calibration
 from bitsplit.grid import Grid
 from bitsplit.methods import named
 from bitsplit.stats import InputSamples
@@ -86,3 +86,29 @@ def test_a_network_has_bitsplits_weights_and_a_scale_a_channel():
         assert len(layer.input_quantizer.scale.unique()) > 1
     errors = [q.report["input_error"].astype(float) for q in (ours, theirs)]
     assert (errors[0] <= errors[1]).all() and errors[0].sum() < 0.9 * errors[1].sum()
+
+
+@pytest.mark.parametrize("wanted", [20, 700])
+def test_as_many_values_of_each_channel_as_asked_for(wanted):
+    counts = []
+
+    class Counting(type(METHOD)):
+        def calibrate_activations(self, samples, grid):
+            counts.append(len(samples.values))
+            return super().calibrate_activations(samples, grid)
+
+    settings = dataclasses.replace(NO_NORM, calibration=Calibration(patches=800, samples=10), bits=Bits(4, 4))
+    ptq.quantize(lively(Residual()), BATCHES, Counting(channel_samples=wanted), settings)
+    pictures = sum(map(len, BATCHES))  # the classifier reads one value of each channel in a picture
+    assert min(wanted, pictures) - len(BATCHES) < min(counts) <= max(wanted, pictures)
+    assert wanted <= max(counts) < 2 * wanted + len(BATCHES) * 2
+
+
+def test_a_larger_sample_clips_less_of_what_it_has_not_seen():
+    random = np.random.default_rng(0)
+    values = torch.tensor(random.laplace(0, 1, (100_000, 4)), dtype=torch.float32)
+    grid, errors = Grid(8), []
+    for count in (1000, 10_000):
+        seen = InputSamples(values[:count], values.min().item(), values.max().item())
+        errors.append(squared_errors(values, grid, METHOD.calibrate_activations(seen, grid)).sum())
+    assert errors[1] < 0.7 * errors[0]
