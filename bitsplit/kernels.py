@@ -5,8 +5,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_NEVER = 1e30  # the cost of a step that must not be taken
-LEAST_GAIN = 1e-6  # of a step's own α² A_nn: less is rounding
+_ONE, _TWO = np.float32(1), np.float32(2)  # exact in every dtype, and no reason to leave float32
+_NEVER = np.float32(1e30)  # the cost of a step that must not be taken
+LEAST_GAIN = np.float32(1e-6)  # of a step's own α² A_nn: less is rounding
 _ROWS = 16  # rows that share one read of a row of the Gram matrix while it is in cache
 
 
@@ -35,7 +36,7 @@ def descend(
     A row is done when no code moves any more, or a round lowers f by less than `tolerance` of what all have.
     """
     arrays = (tensor.numpy() for tensor in (codes, scale, gram, cross, residual))
-    _descend(*arrays, high, rounds, tolerance)
+    _descend(*arrays, _like(codes, high), rounds, tolerance)
 
 
 def exchange(
@@ -46,7 +47,7 @@ def exchange(
     For each coordinate in turn, its cheaper step by one and the step by one of any other that lowers f most.
     """
     arrays = (tensor.numpy() for tensor in (codes, scale, gram, cross, residual))
-    _exchange(*arrays, high, rounds)
+    _exchange(*arrays, _like(codes, high), rounds)
 
 
 def extend_paths(
@@ -60,8 +61,13 @@ def extend_paths(
     """
     codes, parents = sums.new_empty(sums.shape), sums.new_empty(cost.shape, dtype=int)
     arrays = (tensor.numpy() for tensor in (target, sums, lower, pivots, cost))
-    _extend_paths(*arrays, alive, high, codes.numpy(), parents.numpy())
+    _extend_paths(*arrays, alive, _like(target, high), codes.numpy(), parents.numpy())
     return codes, parents
+
+
+def _like(tensor: Tensor, number: float) -> np.floating:
+    """`number` in the tensor's dtype: an integer among float32 would turn the loops into float64."""
+    return tensor.numpy().dtype.type(number)
 
 
 def fake_quantize(values: Tensor, scale: float, low: int, high: int) -> Tensor:
@@ -133,14 +139,14 @@ def _descend(codes, scale, gram, cross, residual, high, rounds, tolerance):
                     row = active[i]
                     curvature = scale[g, row] * diagonal
                     pull = residual[g, row, n]
-                    if 2 * abs(pull) <= curvature or curvature <= 0:
+                    if _TWO * abs(pull) <= curvature or curvature <= 0:
                         continue
                     before = codes[g, row, n]
                     after = min(max(np.rint(before + pull / curvature), -high), high)
                     if after != before:
                         codes[g, row, n] = after
                         change = scale[g, row] * (after - before)
-                        gain[i] += change * (2 * pull - change * diagonal)
+                        gain[i] += change * (_TWO * pull - change * diagonal)
                         for k in range(inputs):
                             residual[g, row, k] -= change * gram[g, n, k]
             kept = 0
@@ -159,42 +165,57 @@ def _descend(codes, scale, gram, cross, residual, high, rounds, tolerance):
 @numba.njit(parallel=True, cache=True, fastmath={"nnan", "nsz", "reassoc"})  # else a minimum is not vectorised
 def _exchange(codes, scale, gram, cross, residual, high, rounds):
     groups, rows, inputs = codes.shape
-    for job in numba.prange(groups * rows):
-        g, row = job // rows, job % rows
-        up, down = np.empty(inputs, codes.dtype), np.empty(inputs, codes.dtype)
+    tiles = (rows + _ROWS - 1) // _ROWS
+    for tile in numba.prange(groups * tiles):
+        g = tile // tiles
+        first = tile % tiles * _ROWS
+        left = min(first + _ROWS, rows) - first
+        active = np.arange(first, first + left)
+        moves = np.zeros(left, np.int64)
+        up, down = np.empty((left, inputs), codes.dtype), np.empty((left, inputs), codes.dtype)
         for _ in range(rounds):
-            unit, moves = scale[g, row], 0
-            _step_costs(codes[g, row], unit, gram[g], residual[g, row], high, up, down)
+            for i in range(left):
+                row, moves[i] = active[i], 0
+                _step_costs(codes[g, row], scale[g, row], gram[g], residual[g, row], high, up[i], down[i])
             for n in range(inputs):
-                own = min(up[n], down[n])
-                if own >= _NEVER:
-                    continue
-                step = np.float32(1) if up[n] < down[n] else np.float32(-1)
-                coupling = 2 * unit * unit * step
-                least = np.float32(_NEVER)
-                for k in range(inputs):
-                    joint = coupling * gram[g, n, k]
-                    least = min(least, min(up[k] + joint, down[k] - joint))
-                # Ordinary steps hardly ever improve: which coordinate it was is asked only then.
-                if own + least >= -LEAST_GAIN * unit * unit * gram[g, n, n]:
-                    continue
-                partner, other, least = -1, np.float32(0), np.float32(_NEVER)
-                for k in range(inputs):
-                    joint = coupling * gram[g, n, k]
-                    if k != n and up[k] + joint < least:
-                        partner, other, least = k, np.float32(1), up[k] + joint
-                    if k != n and down[k] - joint < least:
-                        partner, other, least = k, np.float32(-1), down[k] - joint
-                if own + least >= -LEAST_GAIN * unit * unit * gram[g, n, n]:
-                    continue
-                codes[g, row, n] += step
-                codes[g, row, partner] += other
-                for k in range(inputs):
-                    residual[g, row, k] -= unit * (step * gram[g, n, k] + other * gram[g, partner, k])
-                _step_costs(codes[g, row], unit, gram[g], residual[g, row], high, up, down)
-                moves += 1
-            _rescale(codes[g, row], scale[g], row, cross[g, row], residual[g, row])
-            if moves == 0:
+                for i in range(left):
+                    own, row, unit = min(up[i, n], down[i, n]), active[i], scale[g, active[i]]
+                    if own >= _NEVER:
+                        continue
+                    step = _ONE if up[i, n] < down[i, n] else -_ONE
+                    coupling = _TWO * unit * unit * step
+                    enough = -own - LEAST_GAIN * unit * unit * gram[g, n, n]
+                    least = _NEVER
+                    for k in range(inputs):
+                        joint = coupling * gram[g, n, k]
+                        least = min(least, min(up[i, k] + joint, down[i, k] - joint))
+                    # Most coordinates find no partner: which one it is is asked only then.
+                    if least >= enough:
+                        continue
+                    partner, other, least = -1, _ONE, _NEVER
+                    for k in range(inputs):
+                        joint = coupling * gram[g, n, k]
+                        if k != n and up[i, k] + joint < least:
+                            partner, other, least = k, _ONE, up[i, k] + joint
+                        if k != n and down[i, k] - joint < least:
+                            partner, other, least = k, -_ONE, down[i, k] - joint
+                    if least >= enough:
+                        continue
+                    codes[g, row, n] += step
+                    codes[g, row, partner] += other
+                    for k in range(inputs):
+                        residual[g, row, k] -= unit * (step * gram[g, n, k] + other * gram[g, partner, k])
+                    _step_costs(codes[g, row], unit, gram[g], residual[g, row], high, up[i], down[i])
+                    moves[i] += 1
+            kept = 0
+            for i in range(left):
+                row = active[i]
+                _rescale(codes[g, row], scale[g], row, cross[g, row], residual[g, row])
+                if moves[i] > 0:
+                    active[kept] = row
+                    kept += 1
+            left = kept
+            if left == 0:
                 break
 
 
@@ -202,7 +223,7 @@ def _exchange(codes, scale, gram, cross, residual, high, rounds):
 def _step_costs(codes, unit, gram, residual, high, up, down):
     """What f gains in each coordinate by a step of one up and down; `_NEVER` where the grid ends or A_nn = 0."""
     for k in range(len(codes)):
-        own, pull = unit * unit * gram[k, k], 2 * unit * residual[k]
+        own, pull = unit * unit * gram[k, k], _TWO * unit * residual[k]
         up[k] = own - pull if codes[k] < high and own > 0 else _NEVER
         down[k] = own + pull if codes[k] > -high and own > 0 else _NEVER
 
@@ -282,6 +303,6 @@ def _choose(sums, price, count, target, pivot, high, new_price, choice, origin):
                 place -= 1
             new_price[place], choice[place], origin[place] = value, code, path
             kept = min(kept + 1, paths)
-            step = 1 if centre > code else -1
+            step = _ONE if centre > code else -_ONE
             code += step if abs(code + step) <= high else -step
     return kept

@@ -143,7 +143,7 @@ def exchange_plainly(codes: Tensor, scale: Tensor, gram: Tensor, residual: Tenso
         pair = torch.stack([up + joint, down - joint], dim=-1)
         pair[..., n, :] = torch.inf
         least, index = pair.flatten(-2).min(dim=-1)
-        better = cost + least < -kernels.LEAST_GAIN * own[..., n]
+        better = cost + least < -float(kernels.LEAST_GAIN) * own[..., n]
         partner, other = index // 2, (1 - 2 * (index % 2)) * better
         change = torch.zeros_like(codes).scatter_(-1, partner.unsqueeze(-1), other.unsqueeze(-1).to(codes.dtype))
         change[..., n] += step * better
