@@ -162,7 +162,7 @@ def _descend(codes, scale, gram, cross, residual, high, rounds, tolerance):
                 break
 
 
-@numba.njit(parallel=True, cache=True, fastmath={"nnan", "nsz", "reassoc"})  # else a minimum is not vectorised
+@numba.njit(parallel=True, cache=True)
 def _exchange(codes, scale, gram, cross, residual, high, rounds):
     groups, rows, inputs = codes.shape
     tiles = (rows + _ROWS - 1) // _ROWS
@@ -171,7 +171,7 @@ def _exchange(codes, scale, gram, cross, residual, high, rounds):
         first = tile % tiles * _ROWS
         left = min(first + _ROWS, rows) - first
         active = np.arange(first, first + left)
-        moves = np.zeros(left, np.int64)
+        moves, scratch = np.zeros(left, np.int64), np.empty(inputs, codes.dtype)
         up, down = np.empty((left, inputs), codes.dtype), np.empty((left, inputs), codes.dtype)
         for _ in range(rounds):
             for i in range(left):
@@ -185,12 +185,8 @@ def _exchange(codes, scale, gram, cross, residual, high, rounds):
                     step = _ONE if up[i, n] < down[i, n] else -_ONE
                     coupling = _TWO * unit * unit * step
                     enough = -own - LEAST_GAIN * unit * unit * gram[g, n, n]
-                    least = _NEVER
-                    for k in range(inputs):
-                        joint = coupling * gram[g, n, k]
-                        least = min(least, min(up[i, k] + joint, down[i, k] - joint))
                     # Most coordinates find no partner: which one it is is asked only then.
-                    if least >= enough:
+                    if _least_of_pairs(up[i], down[i], coupling, gram[g, n], scratch) >= enough:
                         continue
                     partner, other, least = -1, _ONE, _NEVER
                     for k in range(inputs):
@@ -217,6 +213,22 @@ def _exchange(codes, scale, gram, cross, residual, high, rounds):
             left = kept
             if left == 0:
                 break
+
+
+@numba.njit
+def _least_of_pairs(up, down, coupling, gram, scratch):
+    """The least cost of a partner's step, in loops that a compiler can vectorise: a running minimum is not one."""
+    count = len(up)
+    for k in range(count):
+        joint = coupling * gram[k]
+        one, other = up[k] + joint, down[k] - joint
+        scratch[k] = one if one < other else other
+    while count > 1:
+        half = (count + 1) // 2
+        for k in range(count - half):
+            scratch[k] = scratch[k] if scratch[k] < scratch[half + k] else scratch[half + k]
+        count = half
+    return scratch[0]
 
 
 @numba.njit
