@@ -302,19 +302,17 @@ def _choose(sums, price, count, target, pivot, high, new_price, choice, origin):
         code = min(max(np.rint(centre), -high), high)
         # The two nearest codes on the grid; where one path is kept, the nearest.
         for _ in range(min(paths, 2)):
-            value = price[path] + pivot * (code - centre) ** 2
+            value = price[path] + pivot * (code - centre) * (code - centre)
             if kept == paths and value >= new_price[kept - 1]:
                 break
-            place = min(kept, paths - 1)
+            place = kept if kept < paths else paths - 1
             while place > 0 and new_price[place - 1] > value:
-                new_price[place], choice[place], origin[place] = (
-                    new_price[place - 1],
-                    choice[place - 1],
-                    origin[place - 1],
-                )
+                new_price[place] = new_price[place - 1]
+                origin[place] = origin[place - 1]
+                choice[place] = choice[place - 1]
                 place -= 1
             new_price[place], choice[place], origin[place] = value, code, path
-            kept = min(kept + 1, paths)
+            kept = kept + 1 if kept < paths else paths
             step = _ONE if centre > code else -_ONE
             code += step if abs(code + step) <= high else -step
     return kept
