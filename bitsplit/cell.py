@@ -35,14 +35,14 @@ class Bench:
 
     @cached_property
     def statistics(self) -> Statistics:
-        return ptq.statistics_of(self.task.network.module, self.calibration, self._settings)
+        return ptq.statistics_of(self.task.module, self.calibration, self._settings)
 
     def stage(self, method: Method, settings: Settings) -> ptq.WeightStage:
         """The network with the method's integer weights, kept for the next cell: it may differ in activations only."""
         key = (method, dataclasses.replace(settings.bits, abits=FLOAT_BITS), settings.batch_norm)
         if self._stage is None or self._stage[0] != key:
             self._stage = None  # its memory is free before the next one is made
-            network = self.task.network.module
+            network = self.task.module
             self._stage = key, ptq.quantize_weights(network, self.calibration, method, settings, self.statistics)
         return self._stage[1]
 
@@ -51,7 +51,7 @@ class Bench:
         if wanted.mode in ("none", "shift"):  # the shift between a network and itself is nothing
             return self.task.floating_point[1]
         if wanted not in self._reestimated:
-            network = ptq.reestimated(self.task.network.module, self.calibration, wanted)
+            network = ptq.reestimated(self.task.module, self.calibration, wanted)
             self._reestimated[wanted] = self.task.evaluate(network, "fp32_bn")
         return self._reestimated[wanted]
 
@@ -123,7 +123,7 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
     floating_point = bench.task.floating_point[1]
     reestimated = bench.reestimated_metrics(settings.batch_norm)
     shared = () if settings.bits.floating_point else (bench.statistics, bench.stage(cell.method, settings))
-    quantized = ptq.quantize(network.module, bench.calibration, cell.method, settings, *shared)
+    quantized = ptq.quantize(bench.task.module, bench.calibration, cell.method, settings, *shared)
     evaluation_started = time.perf_counter()
     metrics = {"fp32": floating_point, "fp32_bn": reestimated, "quantized": bench.task.evaluate(quantized, "quantized")}
     finished = time.perf_counter()
