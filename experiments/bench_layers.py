@@ -34,7 +34,7 @@ def layers_of(model: str, root: str | None) -> list[tuple[str, LayerStats, Tenso
     data = ["data=glyphs"] if model in MODELS else ["data=imagenet", f"data.root={root}", "data.resize=null"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cell = Cell.of(compose("config", [f"model={model}", *data]))
-    weights = weighted_layers(cell.bench.task.network.module)
+    weights = weighted_layers(cell.bench.task.module)
     statistics = cell.bench.statistics.layers
     return [(name, layer.stats, grouped_weight(weights[name])) for name, layer in statistics.items()]
 

@@ -18,7 +18,6 @@ from bitsplit.data.pictures import (
     picture_paths,
 )
 from bitsplit.errors import InputError
-from bitsplit.vision import torchvision
 
 WNIDS = Path(__file__).with_name("imagenet_wnids.txt").read_text().split()
 CLASS_INDEX = {wnid: index for index, wnid in enumerate(WNIDS)}
@@ -103,6 +102,8 @@ class Imagenette(ImageNet):
 
     def _download(self, folder: Path) -> None:
         """Downloads and unpacks beside the place, then renames: an interrupted download leaves nothing behind."""
+        from bitsplit.vision import torchvision
+
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bitsplit.errors import InputError
-from bitsplit.vision import transforms as v2
 
 _MEMORY = 2**30  # bytes of decoded pictures that are kept
 # Said outright: inside joblib's workers the default is a method of its own, in which no further process can start.
@@ -32,16 +31,22 @@ class Preprocessing:
 
     def evaluation(self, resize: int | None) -> Callable[[Image.Image], Tensor]:
         """Shorter side to `resize` (as it is where None) and centre crop; uint8 (3, H, W)."""
+        from bitsplit.vision import transforms as v2
+
         shrink = [v2.Resize(resize, v2.InterpolationMode(self.interpolation))] if resize else []
         return v2.Compose([*shrink, v2.CenterCrop(self.crop), v2.PILToTensor()])
 
     def augmentation(self) -> Callable[[Image.Image], Tensor]:
         """Random-resized crop and flip, as in training; uint8 (3, H, W). The authors calibrate on such crops."""
+        from bitsplit.vision import transforms as v2
+
         crop = v2.RandomResizedCrop(self.crop, interpolation=v2.InterpolationMode(self.interpolation))
         return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
     def normalise(self, images: Tensor) -> Tensor:
         """The network's float32 input of uint8 images (N, 3, H, W)."""
+        from bitsplit.vision import transforms as v2
+
         unit = v2.functional.to_dtype(images, torch.float32, scale=True)
         return v2.functional.normalize(unit, list(self.mean), list(self.std), inplace=True)
 

@@ -25,8 +25,12 @@ class Classification:
         self.data, self.device = data, device
         self.title: str = data.title  # a folder that is missing or empty is found before any weights are loaded
         self.network: Network = source.load(data.domain)
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The floating-point network on its device."""
         # On a CPU, depthwise convolutions are three times faster in this layout; results do not depend on it.
-        self.network.module.to(device, memory_format=torch.channels_last)
+        return self.network.module.to(self.device, memory_format=torch.channels_last)
 
     def calibration(self, batch_size: int, batches: int, seed: int) -> Iterable:
         """Up to `batches` full batches of calibration pictures, the same ones each time they are iterated."""
@@ -35,7 +39,7 @@ class Classification:
     @cached_property
     def floating_point(self) -> tuple[Tensor, dict]:
         """Logits (n, classes) of the floating-point network on the validation pictures, and its metrics."""
-        logits, labels, skipped = self._predict(self.network.module, "floating point")
+        logits, labels, skipped = self._predict(self.module, "floating point")
         return logits, metrics(logits, labels, logits, skipped)
 
     def evaluate(self, module: nn.Module, what: str = "evaluation") -> dict:
