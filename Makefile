@@ -74,11 +74,7 @@ table-both: setup  ## Weights and activations at the same bit-width, 8..3
 	$(call fill,both,table_both)
 
 results-lattice: setup  ## Add the rows of bitsplit_lattice to the three tables
-	for experiment in table4 weights both; do \
-		$(RUN) run.py -m experiment=$$experiment method=bitsplit_lattice data=$(DATA) hydra/launcher=$(LAUNCHER) \
-			$(if $(ROOT),data.root=$(ROOT)) $(FORCED) $(ARGS) || exit $$?; \
-	done
-	$(RUN) -m bitsplit.report table4 $(DATA)
+	$(MAKE) table4 table-weights table-both ARGS="method=bitsplit_lattice $(ARGS)"
 
 tables: setup  ## Write all tables from the records; runs nothing
 	$(RUN) -m bitsplit.report

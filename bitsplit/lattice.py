@@ -89,8 +89,7 @@ def descend(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, high: int
     A coordinate moves to the integer nearest to its free optimum q_n + (c − αAq)_n / (α A_nn), so f never rises. Rows
     that have converged are left alone. Returns new codes (G, M, N) and their optimal scale (G, M).
     """
-    found = optimal_scale(codes, gram, cross, fallback=scale)
-    scale = torch.where(found > 0, found, scale).contiguous()
+    scale = _rescaled(codes, scale, gram, cross).contiguous()
     codes = codes.clone(memory_format=torch.contiguous_format)
     residual = cross - scale.unsqueeze(-1) * (codes @ gram)
     if codes.device.type == "cpu":
@@ -107,8 +106,7 @@ def descend_in_blocks(
     for _ in range(rounds):
         before = codes.clone()
         descend_once(codes, scale, high, gram, residual)
-        found = optimal_scale(codes, gram, cross, fallback=scale)
-        scale = torch.where(found > 0, found, scale)
+        scale = _rescaled(codes, scale, gram, cross)
         residual.copy_(cross - scale.unsqueeze(-1) * (codes @ gram))
         if torch.equal(before, codes):
             break
@@ -232,6 +230,12 @@ def factored(gram: Tensor, cross: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
     weight = weight + torch.cholesky_solve((cross - weight @ gram).mT, lower).mT
     diagonal = lower.diagonal(dim1=-2, dim2=-1).clone()
     return lower / diagonal.unsqueeze(-2), diagonal.square(), weight, cross - weight @ gram
+
+
+def _rescaled(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
+    """The optimal scale (G, M), or the given one where the optimal one would not be positive."""
+    found = optimal_scale(codes, gram, cross, fallback=scale)
+    return torch.where(found > 0, found, scale)
 
 
 def _alive(gram: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ import platform
 import resource
 import subprocess
 import sys
-import tempfile
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
 import jsonschema
+
+from bitsplit.cache import whole_file
 
 _NUMBER, _TEXT, _COUNT = {"type": "number"}, {"type": "string"}, {"type": "integer", "minimum": 0}
 _METRICS = {
@@ -89,16 +90,8 @@ def write(path: Path, record: dict) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Puts `text` at `path` whole or not at all, whatever happens in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:  # an interrupt too
-        os.unlink(temporary)
-        raise
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def provenance() -> dict:

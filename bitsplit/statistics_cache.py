@@ -1,8 +1,6 @@
 """Statistics of a calibration pass on disk, for the next process that starts from the same network and pictures."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +9,7 @@ import torch
 from torch import nn
 
 from bitsplit import capture, stats
+from bitsplit.cache import whole_file
 from bitsplit.stats import LayerRecord, LayerStats, Statistics, grouped_weight, weighted_layers
 
 # Another way of drawing patches makes other statistics.
@@ -48,12 +47,5 @@ def _write(path: Path, found: Statistics) -> None:
         name: (layer.stats.gram.cpu(), layer.stats.n, layer.signed, layer.source)
         for name, layer in found.layers.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
+    with whole_file(path) as temporary:
         torch.save({"layers": layers, "skipped": found.skipped}, temporary)
-        os.replace(temporary, path)
-    except BaseException:  # an interrupt too
-        os.unlink(temporary)
-        raise

@@ -6,19 +6,17 @@ Expected: 10 minutes on 2 cores; writes results/bench/layers.md and .csv
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas
 import torch
-from bench_solver import RESULTS, gptq_objective
+from bench_solver import gptq_objective, publish
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 from tqdm import tqdm
 
-from bitsplit import record
 from bitsplit.cell import Cell
 from bitsplit.report import MODEL_TITLES
 from bitsplit.solver import solve
@@ -87,11 +85,7 @@ def main() -> None:
     table = pandas.DataFrame(rows)
     groups = [(*key, part) for key, part in table.groupby(["model", "bits"], sort=False)] + [("all", "", table)]
     short = pandas.DataFrame([{"network": model, "bits": bits, **summary(part)} for model, bits, part in groups])
-    text = short.to_markdown(index=False, floatfmt=".3f")
-    print(text)
-    record.write_text(RESULTS / "layers.csv", table.to_csv(index=False))
-    provenance = json.dumps(record.provenance(), ensure_ascii=False)
-    record.write_text(RESULTS / "layers.md", f"{__doc__.splitlines()[0]}\n\n{text}\n\n`{provenance}`\n")
+    publish("layers", __doc__, table, short.to_markdown(index=False, floatfmt=".3f"))
 
 
 if __name__ == "__main__":

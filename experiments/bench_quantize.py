@@ -6,13 +6,12 @@ Expected: 6 minutes for resnet18 on 2 cores; writes results/bench/quantize.md an
 """
 
 import argparse
-import json
-import resource
 import time
 
 import pandas
 import torch
-from bench_solver import RESULTS, seconds_of
+from bench_solver import publish
+from estimate_cost import seconds_of
 from torch import Tensor, nn
 
 from bitsplit import methods, ptq, record
@@ -50,7 +49,7 @@ def measured(name: str, method: str, pictures: int) -> dict:
         "quantize / pass": total / baseline,
         "without batch-norm / pass": (total - quantized.seconds["batch_norm"]) / baseline,
         "evaluation, quantized / floating point": evaluation / baseline,
-        "peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak memory, MB": record.provenance()["peak_memory_mb"],
     }
 
 
@@ -62,11 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     jobs = [(name, method) for name in arguments.networks for method in arguments.methods]
     table = pandas.DataFrame([measured(*job, arguments.pictures) for job in jobs])
-    text = table.T.to_markdown(floatfmt=".3g")
-    print(text)
-    record.write_text(RESULTS / "quantize.csv", table.to_csv(index=False))
-    provenance = json.dumps(record.provenance(), ensure_ascii=False)
-    record.write_text(RESULTS / "quantize.md", f"{__doc__.splitlines()[0]}\n\n{text}\n\n`{provenance}`\n")
+    publish("quantize", __doc__, table, table.T.to_markdown(floatfmt=".3g"))
 
 
 if __name__ == "__main__":

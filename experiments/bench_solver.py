@@ -8,12 +8,12 @@ Expected: 15 minutes on 2 cores; writes results/bench/solver.md and .csv
 import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas
 import torch
+from estimate_cost import seconds_of
 from torch import Tensor
 from tqdm import tqdm
 
@@ -104,16 +104,6 @@ def gptq_objective(gram: Tensor, cross: Tensor, weight: Tensor, bits: int) -> Te
     return objective(codes, optimal_scale(codes, gram, cross, scale), gram, cross)
 
 
-def seconds_of(action: Callable[[], object]) -> float:
-    """The shorter of two timings after one call to warm up."""
-    timings = []
-    for _ in range(3):
-        start = time.perf_counter()
-        action()
-        timings.append(time.perf_counter() - start)
-    return min(timings[1:])
-
-
 def measured(rows: int, inputs: int, bits: int, algorithms: list[str]) -> dict:
     weight, patches = problem(rows, inputs)
     gram = patches.T @ patches / len(patches)
@@ -140,6 +130,14 @@ def measured(rows: int, inputs: int, bits: int, algorithms: list[str]) -> dict:
     return row | {f"error of {name} / planes": (value / reference).item() for name, value in error.items()}
 
 
+def publish(name: str, title: str, table: pandas.DataFrame, text: str) -> None:
+    """Prints `text` and writes results/bench/`name`.md, with the machine and versions, and all of `table` as CSV."""
+    print(text)
+    record.write_text(RESULTS / f"{name}.csv", table.to_csv(index=False))
+    provenance = json.dumps(record.provenance(), ensure_ascii=False)
+    record.write_text(RESULTS / f"{name}.md", f"{title.splitlines()[0]}\n\n{text}\n\n`{provenance}`\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=int, default=4, help="bit-width of the weights (default: 4)")
@@ -147,11 +145,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shapes = tqdm(SHAPES, "layers", disable=None)
     table = pandas.DataFrame([measured(*shape, arguments.bits, arguments.algorithms) for shape in shapes])
-    text = table.to_markdown(index=False, floatfmt=".3g")
-    print(text)
-    record.write_text(RESULTS / "solver.csv", table.to_csv(index=False))
-    provenance = json.dumps(record.provenance(), ensure_ascii=False)
-    record.write_text(RESULTS / "solver.md", f"{__doc__.splitlines()[0]}\n\n{text}\n\n`{provenance}`\n")
+    publish("solver", __doc__, table, table.to_markdown(index=False, floatfmt=".3g"))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from bitsplit.stats import grouped_weight, weighted_layers
 from bitsplit.sweep import configured, expand
 from bitsplit.vision import torchvision
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = Settings()
 EXPERIMENTS = {"table4": "table4", "table-weights": "weights", "table-both": "both", "table4-equal": "table4_equal"}
@@ -78,7 +79,7 @@ def timed(action, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def seconds_of(action, device: torch.device) -> float:
+def seconds_of(action, device: torch.device = CPU) -> float:
     """The shorter of two timings, after one call to warm up."""
     return min([timed(action, device) for _ in range(3)][1:])
 
@@ -119,7 +120,7 @@ def decoding_seconds() -> float:
         noise = torch.randint(0, 256, (12, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         Image.fromarray(noise.numpy()).resize((500, 375)).save(path, quality=90)
         files = PictureFiles([path] * 20, [0] * 20, Preprocessing().evaluation(resize=256))
-        return seconds_of(lambda: list(map(files.__getitem__, range(20))), torch.device("cpu")) / 20
+        return seconds_of(lambda: list(map(files.__getitem__, range(20)))) / 20
 
 
 def measured(name: str, device: torch.device, pictures: int) -> dict[str, float]:

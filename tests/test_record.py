@@ -73,6 +73,7 @@ def test_kill_while_writing_leaves_whole_records_only(tmp_path, run):
     for _ in range(5):
         process = subprocess.Popen([sys.executable, "-c", script, str(path)])
         while not path.exists():
+            assert process.poll() is None, "the writer died"
             time.sleep(0.01)
         time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
