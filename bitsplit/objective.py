@@ -12,9 +12,12 @@ def objective(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor) -> Tens
     return scale.square() * quadratic - 2 * scale * linear
 
 
-def optimal_scale(codes: Tensor, gram: Tensor, cross: Tensor, fallback: Tensor) -> Tensor:
-    """Minimiser of f over the scale, α = qᵀc / qᵀA q (G, M); `fallback` where the codes reach no output at all."""
+def optimal_scale(codes: Tensor, gram: Tensor, cross: Tensor, fallback: Tensor, reached: Tensor | None = None) -> Tensor:
+    """Minimiser of f over the scale, α = qᵀc / qᵀA q (G, M); `fallback` where the codes reach no output at all.
+
+    `reached` is qᵀA (G, M, N) where it is known already.
+    """
     q = codes.to(gram.dtype)
     linear = (q * cross).sum(dim=-1)
-    quadratic = ((q @ gram) * q).sum(dim=-1)
+    quadratic = ((q @ gram if reached is None else reached) * q).sum(dim=-1)
     return torch.where(quadratic > 0, linear / quadratic.clamp_min(torch.finfo(gram.dtype).tiny), fallback)

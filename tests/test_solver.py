@@ -138,8 +138,8 @@ def test_compiled_sweep_finds_the_planes_of_the_plain_one(bits, seed, inputs, ou
         scale = optimal_scale(stitch(planes), gram, cross, scale)
         plain = planes.clone()
         residual = cross - scale.unsqueeze(-1) * (stitch(planes).float() @ gram)
-        sweep_in_blocks(plain, scale, gram, residual)
-        planes = sweep(planes, scale, gram, cross)
+        sweep_in_blocks(plain, scale, gram, residual.clone())
+        planes = sweep(planes, scale, gram, residual)
         assert torch.equal(planes, plain)
 
 
@@ -164,7 +164,8 @@ def test_compiled_sweep_is_the_plain_one_bit_for_bit_where_arithmetic_is_exact(b
         left.view(groups, outputs, inputs),
     )
     assert torch.equal(compiled, plain) and torch.equal(left, residual)
-    assert torch.equal(sweep(planes, scale, gram, cross), plain)
+    left = cross - scale.unsqueeze(-1) * (stitch(planes).float() @ gram)
+    assert torch.equal(sweep(planes, scale, gram, left), plain)
     assert not torch.equal(compiled, planes)
     assert torch.equal(residual, cross - scale.unsqueeze(-1) * (stitch(compiled).float() @ gram))
 
