@@ -44,10 +44,19 @@ def exchange(
 ) -> None:
     """At most `rounds` rounds of steps by two coordinates at once, with arguments as those of `descend`, in place.
 
-    For each coordinate in turn, its cheaper step by one and the step by one of any other that lowers f most.
+    For each coordinate in turn, its cheaper step by one and the step by one of any other that lowers f most. A pair that
+    lowers f has a cheaper half, which costs less than α² |A_nm|: coordinates above α² `strongest_coupling` are passed.
     """
-    arrays = (tensor.numpy() for tensor in (codes, scale, gram, cross, residual))
-    _exchange(*arrays, _like(codes, high), rounds)
+    diagonal = gram.diagonal(dim1=-2, dim2=-1).contiguous()
+    tensors = (codes, scale, gram, diagonal, strongest_coupling(gram), cross, residual)
+    _exchange(*(tensor.numpy() for tensor in tensors), _like(codes, high), rounds)
+
+
+def strongest_coupling(gram: Tensor) -> Tensor:
+    """max_m≠n |A_nm| for every coordinate n, (G, N)."""
+    coupling = gram.abs()
+    coupling.diagonal(dim1=-2, dim2=-1).zero_()
+    return coupling.amax(dim=-1)
 
 
 def extend_paths(
@@ -59,9 +68,12 @@ def extend_paths(
     place. Only the first `alive` paths of a row are there yet. Returns codes (G, M, K, B), and the path (G, M, K) that
     each one continues.
     """
-    codes, parents = sums.new_empty(sums.shape), sums.new_empty(cost.shape, dtype=int)
-    arrays = (tensor.numpy() for tensor in (target, sums, lower, pivots, cost))
-    _extend_paths(*arrays, alive, _like(target, high), codes.numpy(), parents.numpy())
+    codes, parents = sums.new_empty(sums.shape), sums.new_zeros(cost.shape, dtype=int)
+    arrays = [tensor.numpy() for tensor in (target, sums, lower, pivots, cost, codes)]
+    if cost.shape[-1] == 1:
+        _extend_path(*arrays, _like(target, high))
+    else:
+        _extend_paths(*arrays, parents.numpy(), alive, _like(target, high))
     return codes, parents
 
 
@@ -164,7 +176,7 @@ def _descend(codes, scale, gram, cross, residual, high, rounds, tolerance):
 
 
 @numba.njit(parallel=True, cache=True)
-def _exchange(codes, scale, gram, cross, residual, high, rounds):
+def _exchange(codes, scale, gram, diagonal, coupling, cross, residual, high, rounds):
     groups, rows, inputs = codes.shape
     tiles = (rows + _ROWS - 1) // _ROWS
     for tile in numba.prange(groups * tiles):
@@ -177,32 +189,31 @@ def _exchange(codes, scale, gram, cross, residual, high, rounds):
         for _ in range(rounds):
             for i in range(left):
                 row, moves[i] = active[i], 0
-                _step_costs(codes[g, row], scale[g, row], gram[g], residual[g, row], high, up[i], down[i])
+                _step_costs(codes[g, row], scale[g, row], diagonal[g], residual[g, row], high, up[i], down[i])
             for n in range(inputs):
                 for i in range(left):
                     own, row, unit = min(up[i, n], down[i, n]), active[i], scale[g, active[i]]
-                    if own >= _NEVER:
+                    if own >= unit * unit * coupling[g, n]:
                         continue
                     step = _ONE if up[i, n] < down[i, n] else -_ONE
-                    coupling = _TWO * unit * unit * step
-                    enough = -own - LEAST_GAIN * unit * unit * gram[g, n, n]
+                    joint = _TWO * unit * unit * step
+                    enough = -own - LEAST_GAIN * unit * unit * diagonal[g, n]
                     # Most coordinates find no partner: which one it is is asked only then.
-                    if _least_of_pairs(up[i], down[i], coupling, gram[g, n], scratch) >= enough:
+                    if _least_of_pairs(up[i], down[i], joint, gram[g, n], scratch) >= enough:
                         continue
                     partner, other, least = -1, _ONE, _NEVER
                     for k in range(inputs):
-                        joint = coupling * gram[g, n, k]
-                        if k != n and up[i, k] + joint < least:
-                            partner, other, least = k, _ONE, up[i, k] + joint
-                        if k != n and down[i, k] - joint < least:
-                            partner, other, least = k, -_ONE, down[i, k] - joint
+                        if k != n and up[i, k] + joint * gram[g, n, k] < least:
+                            partner, other, least = k, _ONE, up[i, k] + joint * gram[g, n, k]
+                        if k != n and down[i, k] - joint * gram[g, n, k] < least:
+                            partner, other, least = k, -_ONE, down[i, k] - joint * gram[g, n, k]
                     if least >= enough:
                         continue
                     codes[g, row, n] += step
                     codes[g, row, partner] += other
                     for k in range(inputs):
                         residual[g, row, k] -= unit * (step * gram[g, n, k] + other * gram[g, partner, k])
-                    _step_costs(codes[g, row], unit, gram[g], residual[g, row], high, up[i], down[i])
+                    _step_costs(codes[g, row], unit, diagonal[g], residual[g, row], high, up[i], down[i])
                     moves[i] += 1
             kept = 0
             for i in range(left):
@@ -217,12 +228,11 @@ def _exchange(codes, scale, gram, cross, residual, high, rounds):
 
 
 @numba.njit
-def _least_of_pairs(up, down, coupling, gram, scratch):
+def _least_of_pairs(up, down, joint, gram, scratch):
     """The least cost of a partner's step, in loops that a compiler can vectorise: a running minimum is not one."""
     count = len(up)
     for k in range(count):
-        joint = coupling * gram[k]
-        one, other = up[k] + joint, down[k] - joint
+        one, other = up[k] + joint * gram[k], down[k] - joint * gram[k]
         scratch[k] = one if one < other else other
     while count > 1:
         half = (count + 1) // 2
@@ -233,10 +243,10 @@ def _least_of_pairs(up, down, coupling, gram, scratch):
 
 
 @numba.njit
-def _step_costs(codes, unit, gram, residual, high, up, down):
+def _step_costs(codes, unit, diagonal, residual, high, up, down):
     """What f gains in each coordinate by a step of one up and down; `_NEVER` where the grid ends or A_nn = 0."""
     for k in range(len(codes)):
-        own, pull = unit * unit * gram[k, k], _TWO * unit * residual[k]
+        own, pull = unit * unit * diagonal[k], _TWO * unit * residual[k]
         up[k] = own - pull if codes[k] < high and own > 0 else _NEVER
         down[k] = own + pull if codes[k] > -high and own > 0 else _NEVER
 
@@ -257,30 +267,63 @@ def _rescale(codes, scale, row, cross, residual):
 
 
 @numba.njit(parallel=True, cache=True)
-def _extend_paths(target, sums, lower, pivots, cost, alive, high, codes, parents):
+def _extend_path(target, sums, lower, pivots, cost, codes, high):
+    """`_extend_paths` for one path a row: rows side by side, in which the compiler finds its vectors."""
+    groups, rows, columns = target.shape
+    tiles = (rows + _ROWS - 1) // _ROWS
+    for tile in numba.prange(groups * tiles):
+        g = tile // tiles
+        first = tile % tiles * _ROWS
+        count = min(first + _ROWS, rows) - first
+        centre, code = np.zeros((columns, _ROWS), target.dtype), np.empty((columns, _ROWS), target.dtype)
+        error, price = np.empty(_ROWS, target.dtype), np.zeros(_ROWS, target.dtype)
+        aim = np.zeros((columns, _ROWS), target.dtype)
+        for i in range(count):
+            for n in range(columns):
+                aim[n, i] = target[g, first + i, n]
+                centre[n, i] = aim[n, i] - sums[g, first + i, 0, n]
+        for n in range(columns - 1, -1, -1):
+            for i in range(_ROWS):
+                nearest = np.rint(centre[n, i])
+                nearest = high if nearest > high else nearest
+                nearest = -high if nearest < -high else nearest
+                off = nearest - centre[n, i]
+                price[i] += pivots[g, n] * off * off
+                code[n, i] = nearest
+                error[i] = nearest - aim[n, i]
+            for k in range(n):
+                feedback = lower[g, n, k]
+                for i in range(_ROWS):
+                    centre[k, i] -= feedback * error[i]
+        for i in range(count):
+            cost[g, first + i, 0] += price[i]
+            for n in range(columns):
+                codes[g, first + i, 0, n] = code[n, i]
+
+
+@numba.njit(parallel=True, cache=True)
+def _extend_paths(target, sums, lower, pivots, cost, codes, parents, alive, high):
     groups, rows, paths, columns = sums.shape
     for job in numba.prange(groups * rows):
         g, row = job // rows, job % rows
-        current, following = sums[g, row].copy(), np.empty((paths, columns), sums.dtype)
-        price, new_price = cost[g, row].copy(), np.empty(paths, cost.dtype)
-        choice = np.empty((columns, paths), sums.dtype)
-        origin = np.empty((columns, paths), np.int64)
-        count = alive
+        # Two of each, of which one is read while the other is written.
+        tree, price = np.empty((2, paths, columns), sums.dtype), np.empty((2, paths), cost.dtype)
+        choice, origin = np.empty((columns, paths), sums.dtype), np.empty((columns, paths), np.int64)
+        count, now = alive, 0
+        for path in range(count):
+            price[0, path] = cost[g, row, path]
+            for n in range(columns):
+                tree[0, path, n] = sums[g, row, path, n]
         for n in range(columns - 1, -1, -1):
-            kept = _choose(
-                current[:, n], price, count, target[g, row, n], pivots[g, n], high, new_price, choice[n], origin[n]
-            )
-            feedback = lower[g, n, :n]
+            kept = _choose(tree, price, now, n, count, target[g, row, n], pivots[g, n], high, choice, origin)
             for path in range(kept):
                 error = choice[n, path] - target[g, row, n]
-                before, after = current[origin[n, path], :n], following[path, :n]
+                before = origin[n, path]
                 for k in range(n):
-                    after[k] = before[k] + feedback[k] * error
-            current, following = following, current
-            price, new_price = new_price, price
-            count = kept
+                    tree[1 - now, path, k] = tree[now, before, k] + lower[g, n, k] * error
+            count, now = kept, 1 - now
         for path in range(count):
-            cost[g, row, path] = price[path]
+            cost[g, row, path] = price[now, path]
             place = path
             for n in range(columns):
                 codes[g, row, path, n] = choice[n, place]
@@ -293,26 +336,28 @@ def _extend_paths(target, sums, lower, pivots, cost, alive, high, codes, parents
 
 
 @numba.njit
-def _choose(sums, price, count, target, pivot, high, new_price, choice, origin):
-    """The cheapest continuations of `count` paths by one code each, in order of price; returns how many there are."""
-    paths, kept = len(new_price), 0
+def _choose(tree, price, now, n, count, target, pivot, high, choice, origin):
+    """The cheapest continuations of `count` paths by a code of column n, in order of price; returns how many there are.
+
+    Read are tree[now] and price[now]; written are price[1 − now], choice[n] and origin[n].
+    """
+    paths, kept = price.shape[1], 0
     for path in range(count):
-        if kept == paths and price[path] >= new_price[kept - 1]:
+        if kept == paths and price[now, path] >= price[1 - now, kept - 1]:
             break  # the paths are in order: all later ones cost more
-        centre = target - sums[path]
+        centre = target - tree[now, path, n]
         code = min(max(np.rint(centre), -high), high)
-        # The two nearest codes on the grid; where one path is kept, the nearest.
-        for _ in range(min(paths, 2)):
-            value = price[path] + pivot * (code - centre) * (code - centre)
-            if kept == paths and value >= new_price[kept - 1]:
+        for _ in range(2):  # the two nearest codes on the grid
+            value = price[now, path] + pivot * (code - centre) * (code - centre)
+            if kept == paths and value >= price[1 - now, kept - 1]:
                 break
             place = kept if kept < paths else paths - 1
-            while place > 0 and new_price[place - 1] > value:
-                new_price[place] = new_price[place - 1]
-                origin[place] = origin[place - 1]
-                choice[place] = choice[place - 1]
+            while place > 0 and price[1 - now, place - 1] > value:
+                price[1 - now, place] = price[1 - now, place - 1]
+                origin[n, place] = origin[n, place - 1]
+                choice[n, place] = choice[n, place - 1]
                 place -= 1
-            new_price[place], choice[place], origin[place] = value, code, path
+            price[1 - now, place], choice[n, place], origin[n, place] = value, code, path
             kept = kept + 1 if kept < paths else paths
             step = _ONE if centre > code else -_ONE
             code += step if abs(code + step) <= high else -step

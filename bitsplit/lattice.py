@@ -132,11 +132,13 @@ def exchange_plainly(codes: Tensor, scale: Tensor, gram: Tensor, residual: Tenso
     """One round of `kernels.exchange` in plain torch operations, in place on codes and residual."""
     unit = scale.unsqueeze(-1)
     own = unit.square() * gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
+    coupling = kernels.strongest_coupling(gram)
     for n in range(gram.shape[-1]):
         up = torch.where((codes < high) & (own > 0), own - 2 * unit * residual, torch.inf)
         down = torch.where((codes > -high) & (own > 0), own + 2 * unit * residual, torch.inf)
         step = torch.where(up[..., n] < down[..., n], 1.0, -1.0).to(codes.dtype)
         cost = torch.minimum(up[..., n], down[..., n])
+        cost = torch.where(cost < scale.square() * coupling[..., n : n + 1], cost, torch.inf)
         joint = 2 * unit.square() * step.unsqueeze(-1) * gram[..., n : n + 1, :]
         pair = torch.stack([up + joint, down - joint], dim=-1)
         pair[..., n, :] = torch.inf

@@ -12,7 +12,7 @@ def objective(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor) -> Tens
     return scale.square() * quadratic - 2 * scale * linear
 
 
-def optimal_scale(codes: Tensor, gram: Tensor, cross: Tensor, fallback: Tensor, reached: Tensor | None = None) -> Tensor:
+def optimal_scale(codes: Tensor, gram: Tensor, cross: Tensor, fallback: Tensor, reached: Tensor | None = None):
     """Minimiser of f over the scale, α = qᵀc / qᵀA q (G, M); `fallback` where the codes reach no output at all.
 
     `reached` is qᵀA (G, M, N) where it is known already.
