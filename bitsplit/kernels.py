@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_ONE, _TWO = np.float32(1), np.float32(2)  # exact in every dtype, and no reason to leave float32
+_ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)  # exact in every dtype, and no reason to leave float32
 _NEVER = np.float32(1e30)  # the cost of a step that must not be taken
 LEAST_GAIN = np.float32(1e-6)  # of a step's own α² A_nn: less is rounding
 _ROWS = 16  # rows that share one read of a row of the Gram matrix while it is in cache
@@ -304,61 +304,78 @@ def _extend_path(target, sums, lower, pivots, cost, codes, high):
 @numba.njit(parallel=True, cache=True)
 def _extend_paths(target, sums, lower, pivots, cost, codes, parents, alive, high):
     groups, rows, paths, columns = sums.shape
-    for job in numba.prange(groups * rows):
-        g, row = job // rows, job % rows
-        # Two of each, of which one is read while the other is written.
-        tree, price = np.empty((2, paths, columns), sums.dtype), np.empty((2, paths), cost.dtype)
-        choice, origin = np.empty((columns, paths), sums.dtype), np.empty((columns, paths), np.int64)
+    for tile in numba.prange((groups * rows + _ROWS - 1) // _ROWS):
+        first = tile * _ROWS
+        width = min(first + _ROWS, groups * rows) - first
+        tree = np.zeros((2, _ROWS, paths, columns), sums.dtype)  # the sums: one half is read, the other written
+        price = np.full((paths, _ROWS), np.inf, cost.dtype)
+        option, value = np.empty((2 * paths, _ROWS), sums.dtype), np.empty((2 * paths, _ROWS), cost.dtype)
+        aim, centre, pivot = np.zeros(_ROWS, sums.dtype), np.empty(_ROWS, sums.dtype), np.ones(_ROWS, sums.dtype)
+        choice = np.empty((columns, paths, _ROWS), sums.dtype)
+        origin = np.zeros((columns, paths, _ROWS), np.int32)
         count, now = alive, 0
-        for path in range(count):
-            price[0, path] = cost[g, row, path]
-            for n in range(columns):
-                tree[0, path, n] = sums[g, row, path, n]
+        for i in range(width):
+            g, row = (first + i) // rows, (first + i) % rows
+            for path in range(count):
+                price[path, i] = cost[g, row, path]
+                tree[now, i, path] = sums[g, row, path]
         for n in range(columns - 1, -1, -1):
-            kept = _choose(tree, price, now, n, count, target[g, row, n], pivots[g, n], high, choice, origin)
-            for path in range(kept):
-                error = choice[n, path] - target[g, row, n]
-                before = origin[n, path]
-                for k in range(n):
-                    tree[1 - now, path, k] = tree[now, before, k] + lower[g, n, k] * error
+            for i in range(width):
+                g, row = (first + i) // rows, (first + i) % rows
+                aim[i], pivot[i] = target[g, row, n], pivots[g, n]
+            for path in range(count):
+                for i in range(_ROWS):
+                    centre[i] = aim[i] - tree[now, i, path, n]
+                for i in range(_ROWS):
+                    nearest = min(max(np.rint(centre[i]), -high), high)
+                    step = _ONE if centre[i] > nearest else -_ONE
+                    beyond = _TWO if abs(nearest + step) > high else _ZERO
+                    second = nearest + step - beyond * step
+                    one, other = nearest - centre[i], second - centre[i]
+                    option[2 * path, i], option[2 * path + 1, i] = nearest, second
+                    value[2 * path, i] = price[path, i] + pivot[i] * one * one
+                    value[2 * path + 1, i] = price[path, i] + pivot[i] * other * other
+            kept = min(paths, 2 * count)
+            _sort_least(value, 2 * count, price, origin[n], kept)
+            for i in range(width):
+                g = (first + i) // rows
+                for path in range(kept):
+                    code = option[origin[n, path, i], i]
+                    before, error = origin[n, path, i] // 2, code - aim[i]
+                    choice[n, path, i], origin[n, path, i] = code, before
+                    # Columns that were chosen before are read no more: a fixed length is what vectors like.
+                    for k in range(columns):
+                        tree[1 - now, i, path, k] = tree[now, i, before, k] + lower[g, n, k] * error
             count, now = kept, 1 - now
-        for path in range(count):
-            cost[g, row, path] = price[now, path]
-            place = path
-            for n in range(columns):
-                codes[g, row, path, n] = choice[n, place]
-                place = origin[n, place]
-            parents[g, row, path] = place
-        for path in range(count, paths):
-            cost[g, row, path] = np.inf
-            codes[g, row, path] = codes[g, row, 0]
-            parents[g, row, path] = parents[g, row, 0]
+        for i in range(width):
+            g, row = (first + i) // rows, (first + i) % rows
+            for path in range(count):
+                cost[g, row, path] = price[path, i]
+                place = path
+                for n in range(columns):
+                    codes[g, row, path, n] = choice[n, place, i]
+                    place = origin[n, place, i]
+                parents[g, row, path] = place
+            for path in range(count, paths):
+                cost[g, row, path] = np.inf
+                codes[g, row, path] = codes[g, row, 0]
+                parents[g, row, path] = parents[g, row, 0]
 
 
-@numba.njit
-def _choose(tree, price, now, n, count, target, pivot, high, choice, origin):
-    """The cheapest continuations of `count` paths by a code of column n, in order of price; returns how many there are.
+@numba.njit(forceinline=True)
+def _sort_least(value, count, least, index, kept):
+    """The `kept` least of the first `count` values of every row (values, rows), in order, and which they are.
 
-    Read are tree[now] and price[now]; written are price[1 − now], choice[n] and origin[n].
+    Insertion by comparisons and exchanges of all rows at once; `value` is used up.
     """
-    paths, kept = price.shape[1], 0
-    for path in range(count):
-        if kept == paths and price[now, path] >= price[1 - now, kept - 1]:
-            break  # the paths are in order: all later ones cost more
-        centre = target - tree[now, path, n]
-        code = min(max(np.rint(centre), -high), high)
-        for _ in range(2):  # the two nearest codes on the grid
-            value = price[now, path] + pivot * (code - centre) * (code - centre)
-            if kept == paths and value >= price[1 - now, kept - 1]:
-                break
-            place = kept if kept < paths else paths - 1
-            while place > 0 and price[1 - now, place - 1] > value:
-                price[1 - now, place] = price[1 - now, place - 1]
-                origin[n, place] = origin[n, place - 1]
-                choice[n, place] = choice[n, place - 1]
-                place -= 1
-            price[1 - now, place], choice[n, place], origin[n, place] = value, code, path
-            kept = kept + 1 if kept < paths else paths
-            step = _ONE if centre > code else -_ONE
-            code += step if abs(code + step) <= high else -step
-    return kept
+    label = np.empty(_ROWS, np.int32)
+    least[:kept] = np.inf
+    for c in range(count):
+        label[:] = c
+        for place in range(min(c + 1, kept)):
+            for i in range(_ROWS):
+                here, new = least[place, i], value[c, i]
+                exchanged = (index[place, i] ^ label[i]) & -np.int32(new < here)
+                least[place, i], value[c, i] = min(here, new), max(here, new)
+                index[place, i] ^= exchanged
+                label[i] ^= exchanged
