@@ -44,8 +44,9 @@ def exchange(
 ) -> None:
     """At most `rounds` rounds of steps by two coordinates at once, with arguments as those of `descend`, in place.
 
-    For each coordinate in turn, its cheaper step by one and the step by one of any other that lowers f most. A pair that
-    lowers f has a cheaper half, which costs less than α² |A_nm|: coordinates above α² `strongest_coupling` are passed.
+    For each coordinate in turn, its cheaper step by one and the step by one of any other that lowers f most. A pair
+    that lowers f has a cheaper half, which costs less than α² |A_nm|: coordinates whose steps cost more than
+    α² `strongest_coupling` are passed over.
     """
     diagonal = gram.diagonal(dim1=-2, dim2=-1).contiguous()
     tensors = (codes, scale, gram, diagonal, strongest_coupling(gram), cross, residual)

@@ -11,6 +11,8 @@ one is the K-best search of lattice decoding (Guo and Nilsson 2006). What it fin
 the integers (`descend`), which never raises f, and by the optimal scale. Shapes as in `solver`.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -38,9 +40,8 @@ def integers(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int
     Returns codes (G, M, N) in the dtype of `gram`, the scale (G, M), and the bound on the rounds.
     """
     grid = Grid(bits)
-    scale = grid.scale_by_alternation(weight)
-    codes = grid.quantize(weight, scale.unsqueeze(-1)) * _alive(gram)
-    return *descend(codes, scale, gram, cross, grid.high, rounds), rounds
+    codes, scale, _ = _refined_rounding(gram, cross, weight, grid.scale_by_alternation(weight), grid, rounds)
+    return codes, scale, rounds
 
 
 def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
@@ -50,53 +51,66 @@ def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int)
     refined by `exchange` as well. The coordinates of the largest diagonal are chosen first. Returns as `integers` does.
     """
     grid = Grid(bits)
-    codes, scale, _ = integers(gram, cross, weight, bits, rounds)
+    first = grid.scale_by_alternation(weight)
+    best = _refined_rounding(gram, cross, weight, first, grid, rounds)
     order = gram.diagonal(dim1=-2, dim2=-1).argsort(dim=-1)
     gram, cross, weight = _permuted(gram, order), _by_column(cross, order), _by_column(weight, order)
     weight = weight * _alive(gram)
     lower, pivots, target, offset = factored(gram, cross, weight)
-    codes = _by_column(codes, order)
 
-    def error_of(codes: Tensor, scale: Tensor) -> Tensor:
+    def error_of(codes: Tensor, scale: Tensor, residual: Tensor) -> Tensor:
         """f but for a constant of each row, from small numbers: float32 then tells the best candidates apart."""
-        difference = scale.unsqueeze(-1) * codes - target
-        return (difference * (difference @ gram - 2 * offset)).sum(dim=-1)
+        return -((scale.unsqueeze(-1) * codes - target) * (residual + offset)).sum(dim=-1)
 
-    error = error_of(codes, scale)
+    best = Point(_by_column(best.codes, order), best.scale, _by_column(best.residual, order))
+    error = error_of(*best)
 
     def consider(start: Tensor, paths: int) -> None:
-        nonlocal codes, scale, error
-        new = k_best(target / start.unsqueeze(-1), lower, pivots, grid.high, paths) * _alive(gram)
-        new, own = descend(new, start, gram, cross, grid.high, rounds)
-        new_error = error_of(new, own)
+        nonlocal best, error
+        codes = k_best(target / start.unsqueeze(-1), lower, pivots, grid.high, paths) * _alive(gram)
+        new = descend(codes, start, gram, cross, grid.high, rounds)
+        new_error = error_of(*new)
         better = new_error < error
-        codes = torch.where(better.unsqueeze(-1), new, codes)
-        scale, error = torch.where(better, own, scale), torch.where(better, new_error, error)
+        for kept, found in zip((error, *best), (new_error, *new), strict=True):
+            torch.where(better if found.dim() == 2 else better.unsqueeze(-1), found, kept, out=kept)
 
-    first = grid.scale_by_alternation(weight)
     for ratio in SCALES:
         consider(first * ratio, paths=1)
-    best = scale.clone()
+    around = best.scale.clone()
     for ratio in NEARBY:
-        consider(best * ratio, paths=max(2, min(_MOST_PATHS, _PATH_INPUTS // gram.shape[-1])))
-    codes, scale = exchange(codes, scale, gram, cross, grid.high)
-    return _by_column(codes, order.argsort(dim=-1)), scale, rounds
+        consider(around * ratio, paths=max(2, min(_MOST_PATHS, _PATH_INPUTS // gram.shape[-1])))
+    best = exchange(best, gram, cross, grid.high)
+    return _by_column(best.codes, order.argsort(dim=-1)), best.scale, rounds
 
 
-def descend(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, high: int, rounds: int) -> tuple[Tensor, Tensor]:
+class Point(NamedTuple):
+    """A candidate for every row: codes (G, M, N) in the dtype of `gram`, scale (G, M), residual c − αAq (G, M, N)."""
+
+    codes: Tensor
+    scale: Tensor
+    residual: Tensor
+
+
+def descend(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, high: int, rounds: int) -> Point:
     """Coordinate descent on integer codes with the scale optimised before and after every round; at most `rounds`.
 
     A coordinate moves to the integer nearest to its free optimum q_n + (c − αAq)_n / (α A_nn), so f never rises. Rows
-    that have converged are left alone. Returns new codes (G, M, N) and their optimal scale (G, M).
+    that have converged are left alone.
     """
-    scale = _rescaled(codes, scale, gram, cross).contiguous()
     codes = codes.clone(memory_format=torch.contiguous_format)
-    residual = cross - scale.unsqueeze(-1) * (codes @ gram)
+    reached = codes @ gram
+    scale = _rescaled(codes, scale, gram, cross, reached).contiguous()
+    return _descended(Point(codes, scale, cross - scale.unsqueeze(-1) * reached), gram, cross, high, rounds)
+
+
+def _descended(point: Point, gram: Tensor, cross: Tensor, high: int, rounds: int) -> Point:
+    """`descend` from a point of optimal scale, whose tensors it takes over."""
+    codes, scale, residual = point
     if codes.device.type == "cpu":
         kernels.descend(codes, scale, gram.contiguous(), cross.contiguous(), residual, high, rounds, TOLERANCE)
     else:
         scale = descend_in_blocks(codes, scale, gram, cross, residual, high, rounds)
-    return codes, scale
+    return Point(codes, scale, residual)
 
 
 def descend_in_blocks(
@@ -106,26 +120,26 @@ def descend_in_blocks(
     for _ in range(rounds):
         before = codes.clone()
         descend_once(codes, scale, high, gram, residual)
-        scale = _rescaled(codes, scale, gram, cross)
-        residual.copy_(cross - scale.unsqueeze(-1) * (codes @ gram))
+        reached = codes @ gram
+        scale = _rescaled(codes, scale, gram, cross, reached)
+        residual.copy_(cross - scale.unsqueeze(-1) * reached)
         if torch.equal(before, codes):
             break
     return scale
 
 
-def exchange(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, high: int) -> tuple[Tensor, Tensor]:
+def exchange(point: Point, gram: Tensor, cross: Tensor, high: int) -> Point:
     """Steps of two coordinates at once from where `descend` cannot move, and `descend` after them; f never rises.
 
     With r = c − αAq, steps s and t of coordinates n and m change f by
     α²(s²A_nn + t²A_mm + 2st A_nm) − 2α(s r_n + t r_m).
     """
-    codes, scale = codes.clone(memory_format=torch.contiguous_format), scale.clone()
-    residual = cross - scale.unsqueeze(-1) * (codes @ gram)
+    codes, scale, residual = (part.clone(memory_format=torch.contiguous_format) for part in point)
     if codes.device.type == "cpu":
         kernels.exchange(codes, scale, gram.contiguous(), cross.contiguous(), residual, high, EXCHANGES)
     else:
         exchange_plainly(codes, scale, gram, residual, high)
-    return descend(codes, scale, gram, cross, high, EXCHANGES)
+    return _descended(Point(codes, scale, residual), gram, cross, high, EXCHANGES)
 
 
 def exchange_plainly(codes: Tensor, scale: Tensor, gram: Tensor, residual: Tensor, high: int) -> None:
@@ -234,9 +248,14 @@ def factored(gram: Tensor, cross: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
     return lower / diagonal.unsqueeze(-2), diagonal.square(), weight, cross - weight @ gram
 
 
-def _rescaled(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
-    """The optimal scale (G, M), or the given one where the optimal one would not be positive."""
-    found = optimal_scale(codes, gram, cross, fallback=scale)
+def _refined_rounding(gram: Tensor, cross: Tensor, weight: Tensor, scale: Tensor, grid: Grid, rounds: int) -> Point:
+    codes = grid.quantize(weight, scale.unsqueeze(-1)) * _alive(gram)
+    return descend(codes, scale, gram, cross, grid.high, rounds)
+
+
+def _rescaled(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, reached: Tensor) -> Tensor:
+    """The optimal scale (G, M), or the given one where the optimal one would not be positive; `reached` is qᵀA."""
+    found = optimal_scale(codes, gram, cross, scale, reached)
     return torch.where(found > 0, found, scale)
 
 

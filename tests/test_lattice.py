@@ -115,7 +115,7 @@ def test_compiled_descent_is_the_plain_one_and_never_raises_the_objective(seed, 
     start = grid.quantize(weight, scale.unsqueeze(-1))
     known = objective(start, optimal_scale(start, gram, cross, scale), gram, cross)
     for rounds in (1, 2, 100):
-        codes, own = descend(start, scale, gram, cross, grid.high, rounds)
+        codes, own, _ = descend(start, scale, gram, cross, grid.high, rounds)
         assert codes.abs().max() <= grid.high
         value = objective(codes, own, gram, cross)
         assert (value <= known + 1e-9 * known.abs()).all()
@@ -125,7 +125,7 @@ def test_compiled_descent_is_the_plain_one_and_never_raises_the_objective(seed, 
     residual = cross - first.unsqueeze(-1) * (start @ gram)
     plain = start.clone()
     own = descend_in_blocks(plain, first, gram, cross, residual, grid.high, 2)
-    codes, compiled = descend(start, scale, gram, cross, grid.high, 2)
+    codes, compiled, _ = descend(start, scale, gram, cross, grid.high, 2)
     assert torch.equal(codes, plain) and torch.allclose(own, compiled)
 
 
@@ -135,7 +135,8 @@ def test_exchanges_lower_the_objective_and_the_compiled_ones_are_the_plain_ones(
     gram, cross, weight = (part[None] for part in problem(*relu_layer(seed, inputs, outputs)[:2]))
     grid = Grid(bits)
     scale = grid.scale_by_alternation(weight)
-    codes, scale = descend(grid.quantize(weight, scale.unsqueeze(-1)), scale, gram, cross, grid.high, 100)
+    point = descend(grid.quantize(weight, scale.unsqueeze(-1)), scale, gram, cross, grid.high, 100)
+    codes, scale, _ = point
     known = objective(codes, scale, gram, cross)
     residual = cross - scale.unsqueeze(-1) * (codes @ gram)
     plain, left = codes.clone(), residual.clone()
@@ -145,7 +146,8 @@ def test_exchanges_lower_the_objective_and_the_compiled_ones_are_the_plain_ones(
     assert torch.equal(plain, compiled)
     assert torch.allclose(left, cross - scale.unsqueeze(-1) * (plain @ gram))
     assert (objective(plain, scale, gram, cross) <= known + 1e-12 * known.abs()).all()
-    found, own = exchange(codes, scale, gram, cross, grid.high)
+    found, own, left = exchange(point, gram, cross, grid.high)
+    assert torch.allclose(left, cross - own.unsqueeze(-1) * (found @ gram))
     assert (objective(found, own, gram, cross) <= known + 1e-9 * known.abs()).all()
     assert found.abs().max() <= grid.high
 
@@ -153,7 +155,7 @@ def test_exchanges_lower_the_objective_and_the_compiled_ones_are_the_plain_ones(
 def test_after_exchanges_no_pair_of_steps_is_left():
     """Brute force over all pairs of coordinates and steps, on a problem where one round leaves none."""
     gram, cross, weight = (part[None] for part in problem(*relu_layer(3, 9, 5)[:2]))
-    codes, scale = exchange(*descend(weight.round(), weight.new_ones(1, 5), gram, cross, 3, 100), gram, cross, 3)
+    codes, scale, _ = exchange(descend(weight.round(), weight.new_ones(1, 5), gram, cross, 3, 100), gram, cross, 3)
     best = objective(codes, scale, gram, cross)
     for n, m in itertools.combinations(range(9), 2):
         for first, second in itertools.product((-1, 1), repeat=2):
