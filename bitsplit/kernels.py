@@ -78,6 +78,18 @@ def extend_paths(
     return codes, parents
 
 
+def least_pivots(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first `count` steps of a Cholesky factorisation of gram (G, N, N) that always takes the least pivot next.
+
+    Returns the coordinates taken (G, count), and the factor's rows (G, count, N), 0 where a coordinate is taken. Those
+    are marked by ∞ on the diagonal, in place.
+    """
+    groups, inputs, _ = gram.shape
+    taken, factor = gram.new_empty((groups, count), dtype=int), gram.new_zeros((groups, count, inputs))
+    _least_pivots(gram.numpy(), taken.numpy(), factor.numpy())
+    return taken, factor
+
+
 def _like(tensor: Tensor, number: float) -> np.floating:
     """`number` in the tensor's dtype: an integer among float32 would turn the loops into float64."""
     return tensor.numpy().dtype.type(number)
@@ -380,3 +392,27 @@ def _sort_least(value, count, least, index, kept):
                 least[place, i], value[c, i] = min(here, new), max(here, new)
                 index[place, i] ^= exchanged
                 label[i] ^= exchanged
+
+
+@numba.njit(parallel=True, cache=True)
+def _least_pivots(gram, taken, factor):
+    groups, count, inputs = factor.shape
+    for g in numba.prange(groups):
+        pivot = np.diag(gram[g]).copy()
+        for step in range(count):
+            best = -1
+            for n in range(inputs):
+                if best < 0 or pivot[n] < pivot[best]:
+                    best = n
+            least, pivot[best], gram[g, best, best], taken[g, step] = pivot[best], np.inf, np.inf, best
+            if least <= 0:
+                continue  # a coordinate that the others determine
+            row = gram[g, best].copy()
+            for earlier in range(step):
+                share = factor[g, earlier, best]
+                for n in range(inputs):
+                    row[n] -= share * factor[g, earlier, n]
+            root = np.sqrt(least)
+            for n in range(inputs):
+                factor[g, step, n] = row[n] / root if pivot[n] < np.inf else _ZERO
+                pivot[n] -= factor[g, step, n] * factor[g, step, n]

@@ -28,8 +28,8 @@ NEARBY = (0.96, 1.0, 1.04)
 DAMPING = 0.01  # of A's mean diagonal, added to it before it is factored (GPTQ's value)
 TOLERANCE = 1e-4  # a round of descent that gains less of what all rounds have gained is a row's last
 EXCHANGES = 3  # rounds of steps by two coordinates; later ones gain less than a thousandth
-_MOST_PATHS = 8
-_PATH_INPUTS = 8192  # fewer paths where there are more inputs: the search costs paths · inputs²
+_MOST_PATHS = 64
+_A = 3500
 _BLOCK = 64  # columns between two updates of all the columns before them
 _SCRATCH = 2**25  # numbers in the largest temporary array
 
@@ -53,7 +53,7 @@ def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int)
     grid = Grid(bits)
     first = grid.scale_by_alternation(weight)
     best = _refined_rounding(gram, cross, weight, first, grid, rounds)
-    order = gram.diagonal(dim1=-2, dim2=-1).argsort(dim=-1)
+    order = least_pivots_first(gram)
     gram, cross, weight = _permuted(gram, order), _by_column(cross, order), _by_column(weight, order)
     weight = weight * _alive(gram)
     lower, pivots, target, offset = factored(gram, cross, weight)
@@ -78,7 +78,7 @@ def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int)
         consider(first * ratio, paths=1)
     around = best.scale.clone()
     for ratio in NEARBY:
-        consider(around * ratio, paths=max(2, min(_MOST_PATHS, _PATH_INPUTS // gram.shape[-1])))
+        consider(around * ratio, paths=_paths(*cross.shape))
     best = exchange(best, gram, cross, grid.high)
     return _by_column(best.codes, order.argsort(dim=-1)), best.scale, rounds
 
@@ -232,20 +232,65 @@ def extend_paths(
     return codes, parents
 
 
+def least_pivots_first(gram: Tensor) -> Tensor:
+    """Coordinates (G, N) in the order of a Cholesky factorisation of the damped A that always takes the least pivot.
+
+    A coordinate's pivot is what is left of A_nn when those taken before it are free to follow it. The search chooses
+    in the opposite order: where a wrong choice costs most it is made first, and the rest can make up for it
+    (the sorted QR decomposition of Wübben et al. 2001; "min-pivot" in Chen et al. 2025).
+    """
+    pivots = kernels.least_pivots if gram.device.type == "cpu" else least_pivots
+    rest, order = _damped(gram, _damping(gram)), []
+    for first in range(0, gram.shape[-1], _BLOCK):
+        taken, factor = pivots(rest, min(_BLOCK, gram.shape[-1] - first))
+        rest.baddbmm_(factor.mT, factor, alpha=-1)
+        order.append(taken)
+    return torch.cat(order, dim=-1)
+
+
+def least_pivots(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`kernels.least_pivots` in plain torch operations."""
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    pivot, taken, factor = diagonal.clone(), [], gram.new_zeros((len(gram), count, gram.shape[-1]))
+    for step in range(count):
+        least, best = pivot.min(dim=-1, keepdim=True)
+        for marked in (pivot, diagonal):
+            marked.scatter_(-1, best, torch.inf)
+        row = gram.gather(-2, best.unsqueeze(-1).expand(-1, -1, gram.shape[-1]))
+        row = (row - _by_column(factor[:, :step], best).mT @ factor[:, :step]).squeeze(-2)
+        factor[:, step] = torch.where((least > 0) & pivot.isfinite(), row / least.clamp_min(0).sqrt(), 0)
+        pivot -= factor[:, step].square()
+        taken.append(best)
+    return torch.cat(taken, dim=-1), factor
+
+
 def factored(gram: Tensor, cross: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Uᵀ (G, N, N) and D² (G, N) of the damped Gram matrix; the least-squares weights w, and c − wA (G, M, N)."""
-    mean = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-    damping = DAMPING * torch.where(mean > 0, mean, 1)
+    damping = _damping(gram)
     while True:
-        damped = gram.clone()
-        damped.diagonal(dim1=-2, dim2=-1).add_(damping.unsqueeze(-1))
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        lower, failed = torch.linalg.cholesky_ex(_damped(gram, damping))
         if not failed.any():
             break
         damping = torch.where(failed > 0, 10 * damping, damping)  # rounding has cost A its positive eigenvalues
     weight = weight + torch.cholesky_solve((cross - weight @ gram).mT, lower).mT
     diagonal = lower.diagonal(dim1=-2, dim2=-1).clone()
     return lower / diagonal.unsqueeze(-2), diagonal.square(), weight, cross - weight @ gram
+
+
+def _damping(gram: Tensor) -> Tensor:
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+    return DAMPING * torch.where(mean > 0, mean, 1)
+
+
+def _damped(gram: Tensor, damping: Tensor) -> Tensor:
+    damped = gram.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(damping.unsqueeze(-1))
+    return damped
+
+
+def _paths(groups: int, rows: int, inputs: int) -> int:
+    paths = _A * (1 + 600 / (groups * rows)) / (600 + inputs)
+    return int(max(2, min(_MOST_PATHS, paths)))
 
 
 def _refined_rounding(gram: Tensor, cross: Tensor, weight: Tensor, scale: Tensor, grid: Grid, rounds: int) -> Point:
@@ -265,7 +310,7 @@ def _alive(gram: Tensor) -> Tensor:
 
 
 def _by_column(values: Tensor, order: Tensor) -> Tensor:
-    return values.gather(-1, order.unsqueeze(-2).expand_as(values))
+    return values.gather(-1, order.unsqueeze(-2).expand(-1, values.shape[-2], -1))
 
 
 def _permuted(gram: Tensor, order: Tensor) -> Tensor:
