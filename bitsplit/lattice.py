@@ -29,7 +29,6 @@ DAMPING = 0.01  # of A's mean diagonal, added to it before it is factored (GPTQ'
 TOLERANCE = 1e-4  # a round of descent that gains less of what all rounds have gained is a row's last
 EXCHANGES = 3  # rounds of steps by two coordinates; later ones gain less than a thousandth
 _MOST_PATHS = 64
-_A = 3500
 _BLOCK = 64  # columns between two updates of all the columns before them
 _SCRATCH = 2**25  # numbers in the largest temporary array
 
@@ -48,7 +47,8 @@ def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int)
     """The best of Babai's points at several scales and of the K-best search around the best scale, each one refined.
 
     Row by row; a row's own rounded weights, refined (`integers`), are among the candidates, and the best candidate is
-    refined by `exchange` as well. The coordinates of the largest diagonal are chosen first. Returns as `integers` does.
+    refined by `exchange` as well. Coordinates are chosen in the order of `least_pivots_first`, from its end. Returns as
+    `integers` does.
     """
     grid = Grid(bits)
     first = grid.scale_by_alternation(weight)
@@ -289,8 +289,12 @@ def _damped(gram: Tensor, damping: Tensor) -> Tensor:
 
 
 def _paths(groups: int, rows: int, inputs: int) -> int:
-    paths = _A * (1 + 600 / (groups * rows)) / (600 + inputs)
-    return int(max(2, min(_MOST_PATHS, paths)))
+    """As many paths as three searches follow in about the time of three GPTQ-style solves of the layer, at most 64.
+
+    Both take time in proportion to rows · inputs, the solve besides for each column as much as 600 rows cost it, the
+    search besides for its products with the Gram matrix (measured on a CPU of two cores).
+    """
+    return int(max(2, min(_MOST_PATHS, 3000 * (1 + 600 / (groups * rows)) / (600 + inputs))))
 
 
 def _refined_rounding(gram: Tensor, cross: Tensor, weight: Tensor, scale: Tensor, grid: Grid, rounds: int) -> Point:

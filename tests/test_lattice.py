@@ -20,6 +20,8 @@ from bitsplit.lattice import (
     extend_paths,
     factored,
     k_best,
+    least_pivots,
+    least_pivots_first,
 )
 from bitsplit.solver import objective, optimal_scale, solve
 
@@ -104,6 +106,26 @@ def test_compiled_paths_are_the_plain_ones(seed, high, shape):
     there = plain_cost.isfinite()
     assert torch.equal(there, cost.isfinite()) and torch.allclose(cost[there], plain_cost[there])
     assert torch.equal(codes[there], plain[there]) and torch.equal(parents[there], plain_parents[there])
+
+
+@cases
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 150))
+def test_the_order_takes_the_least_conditional_variance_next(seed, groups, inputs):
+    """Against Schur complements inverted from scratch at each step, and the compiled steps against the plain ones."""
+    gram = torch.stack([problem(*relu_layer(seed + group, inputs, 1)[:2])[0] for group in range(groups)])
+    order = least_pivots_first(gram)
+    assert torch.equal(order.sort(dim=-1).values, torch.arange(inputs).expand(groups, -1))
+    damped = gram + DAMPING * gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None] * torch.eye(inputs)
+    for group in range(groups):
+        for step in range(0, inputs, max(1, inputs // 5)):
+            taken, left = order[group, :step], order[group, step:]
+            rest = damped[group][left][:, left]
+            if step:
+                across = damped[group][left][:, taken]
+                rest = rest - across @ torch.linalg.solve(damped[group][taken][:, taken], across.mT)
+            assert rest.diagonal()[0] <= rest.diagonal().min() * (1 + 1e-6)
+    compiled, plain = (steps(damped.clone(), (inputs + 1) // 2) for steps in (kernels.least_pivots, least_pivots))
+    assert torch.equal(compiled[0], plain[0]) and torch.allclose(compiled[1], plain[1])
 
 
 @cases
