@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bitsplit import kernels
+from bitsplit import kernels, search_kernels
 from bitsplit.descent import descend_once
 from bitsplit.grid import Grid
 from bitsplit.objective import optimal_scale
@@ -177,7 +177,7 @@ def k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int)
 
 def _k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int) -> Tensor:
     groups, rows, inputs = target.shape
-    extend = kernels.extend_paths if target.device.type == "cpu" else extend_paths
+    extend = search_kernels.extend_paths if target.device.type == "cpu" else extend_paths
     sums = target.new_zeros(groups, rows * paths, inputs)  # Σ_j U_nj (q_j − t_j) over the columns that are chosen
     cost, alive, history = target.new_zeros(groups, rows, paths), 1, []
     for start in reversed(range(0, inputs, _BLOCK)):
@@ -207,7 +207,7 @@ def _k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int
 def extend_paths(
     target: Tensor, sums: Tensor, lower: Tensor, pivots: Tensor, cost: Tensor, alive: int, high: int
 ) -> tuple[Tensor, Tensor]:
-    """`kernels.extend_paths` in plain torch operations."""
+    """`search_kernels.extend_paths` in plain torch operations."""
     paths = cost.shape[-1]
     price = cost.clone()
     price[..., alive:] = torch.inf
@@ -239,7 +239,7 @@ def least_pivots_first(gram: Tensor) -> Tensor:
     in the opposite order: where a wrong choice costs most it is made first, and the rest can make up for it
     (the sorted QR decomposition of Wübben et al. 2001; "min-pivot" in Chen et al. 2025).
     """
-    pivots = kernels.least_pivots if gram.device.type == "cpu" else least_pivots
+    pivots = search_kernels.least_pivots if gram.device.type == "cpu" else least_pivots
     rest, order = _damped(gram, _damping(gram)), []
     for first in range(0, gram.shape[-1], _BLOCK):
         taken, factor = pivots(rest, min(_BLOCK, gram.shape[-1] - first))
@@ -249,7 +249,7 @@ def least_pivots_first(gram: Tensor) -> Tensor:
 
 
 def least_pivots(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`kernels.least_pivots` in plain torch operations."""
+    """`search_kernels.least_pivots` in plain torch operations."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     pivot, taken, factor = diagonal.clone(), [], gram.new_zeros((len(gram), count, gram.shape[-1]))
     for step in range(count):
@@ -289,12 +289,13 @@ def _damped(gram: Tensor, damping: Tensor) -> Tensor:
 
 
 def _paths(groups: int, rows: int, inputs: int) -> int:
-    """As many paths as three searches follow in about the time of three GPTQ-style solves of the layer, at most 64.
+    """As many paths as three searches follow in about the time of three GPTQ-style solves of the layer.
 
     Both take time in proportion to rows · inputs, the solve besides for each column as much as 600 rows cost it, the
-    search besides for its products with the Gram matrix (measured on a CPU of two cores).
+    search besides for its products with the Gram matrix (measured on CPUs of two cores). Few inputs need few paths.
     """
-    return int(max(2, min(_MOST_PATHS, 3000 * (1 + 600 / (groups * rows)) / (600 + inputs))))
+    affordable = 2700 * (1 + 600 / (groups * rows)) / (600 + inputs)
+    return int(max(2, min(_MOST_PATHS, inputs, affordable)))
 
 
 def _refined_rounding(gram: Tensor, cross: Tensor, weight: Tensor, scale: Tensor, grid: Grid, rounds: int) -> Point:

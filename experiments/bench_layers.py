@@ -38,11 +38,13 @@ def layers_of(model: str, root: str | None) -> list[tuple[str, LayerStats, Tenso
 
 
 def timed(objective: Callable[[], Tensor], stats: LayerStats) -> tuple[float, float]:
-    """Relative error of the layer's output, and the seconds it took to find it."""
-    start = time.perf_counter()
-    value = objective()
-    seconds = time.perf_counter() - start
-    return (1 + value.sum() / stats.energy.sum()).item(), seconds
+    """Relative error of the layer's output, and the seconds it took to find it: the shorter of two timings."""
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        value = objective()
+        seconds.append(time.perf_counter() - start)
+    return (1 + value.sum() / stats.energy.sum()).item(), min(seconds)
 
 
 def compared(model: str, name: str, stats: LayerStats, weight: Tensor, bits: int) -> dict:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_solver import problem, relu_layer
 
-from bitsplit import kernels
+from bitsplit import kernels, search_kernels
 from bitsplit.grid import Grid
 from bitsplit.lattice import (
     DAMPING,
@@ -101,7 +101,7 @@ def test_compiled_paths_are_the_plain_ones(seed, high, shape):
     pivots = torch.rand(groups, columns, generator=random, dtype=torch.float64) + 0.1
     alive = 1 + seed % paths
     cost, plain_cost = (torch.linspace(0, 1, paths).double().expand(groups, rows, -1).clone() for _ in range(2))
-    codes, parents = kernels.extend_paths(target, sums, lower, pivots, cost, alive, high)
+    codes, parents = search_kernels.extend_paths(target, sums, lower, pivots, cost, alive, high)
     plain, plain_parents = extend_paths(target, sums, lower, pivots, plain_cost, alive, high)
     there = plain_cost.isfinite()
     assert torch.equal(there, cost.isfinite()) and torch.allclose(cost[there], plain_cost[there])
@@ -124,7 +124,8 @@ def test_the_order_takes_the_least_conditional_variance_next(seed, groups, input
                 across = damped[group][left][:, taken]
                 rest = rest - across @ torch.linalg.solve(damped[group][taken][:, taken], across.mT)
             assert rest.diagonal()[0] <= rest.diagonal().min() * (1 + 1e-6)
-    compiled, plain = (steps(damped.clone(), (inputs + 1) // 2) for steps in (kernels.least_pivots, least_pivots))
+    both = (search_kernels.least_pivots, least_pivots)
+    compiled, plain = (steps(damped.clone(), (inputs + 1) // 2) for steps in both)
     assert torch.equal(compiled[0], plain[0]) and torch.allclose(compiled[1], plain[1])
 
 
