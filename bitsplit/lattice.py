@@ -30,6 +30,7 @@ TOLERANCE = 1e-4  # a round of descent that gains less of what all rounds have g
 EXCHANGES = 3  # rounds of steps by two coordinates; later ones gain less than a thousandth
 _MOST_PATHS = 64
 _BLOCK = 64  # columns between two updates of all the columns before them
+_MOST_INPUTS = 8192
 _SCRATCH = 2**25  # numbers in the largest temporary array
 
 
@@ -48,8 +49,10 @@ def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int)
 
     Row by row; a row's own rounded weights, refined (`integers`), are among the candidates, and the best candidate is
     refined by `exchange` as well. Coordinates are chosen in the order of `least_pivots_first`, from its end. Returns as
-    `integers` does.
+    `integers` does; above 8,192 inputs, where the factorisation would need many gigabytes, it is `integers`.
     """
+    if gram.shape[-1] > _MOST_INPUTS:
+        return integers(gram, cross, weight, bits, rounds)
     grid = Grid(bits)
     first = grid.scale_by_alternation(weight)
     best = _refined_rounding(gram, cross, weight, first, grid, rounds)

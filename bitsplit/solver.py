@@ -160,5 +160,7 @@ def _check(gram: Tensor, cross: Tensor, bits: int, weight: Tensor | None, algori
         )
     if weight is not None and weight.shape != cross.shape:
         raise InputError(f"weight must have the shape of cross, {tuple(cross.shape)}; got {tuple(weight.shape)}")
-    if not all(given.isfinite().all() for given in (gram, cross, weight) if given is not None):
+    # The extremes are NaN where any value is, and need no temporary the size of a Gram matrix.
+    extremes = [torch.stack(given.aminmax()) for given in (gram, cross, weight) if given is not None and given.numel()]
+    if not all(pair.isfinite().all() for pair in extremes):
         raise InputError("gram, cross and weight must be finite; they hold NaN or infinity")

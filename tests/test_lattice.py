@@ -266,3 +266,11 @@ def test_every_pair_of_layouts():
         )
     ]
     assert all(torch.equal(results[0], other) for other in results)
+
+
+def test_above_the_most_inputs_it_is_the_descent_from_rounded_weights(monkeypatch):
+    gram, cross, weight = problem(*relu_layer(5, 30, 6)[:2])
+    lattice, integers = (solve(gram, cross, 3, weight, algorithm) for algorithm in ("lattice", "integers"))
+    monkeypatch.setattr("bitsplit.lattice._MOST_INPUTS", 29)
+    assert torch.equal(solve(gram, cross, 3, weight, "lattice").codes, integers.codes)
+    assert not torch.equal(lattice.codes, integers.codes)

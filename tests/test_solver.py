@@ -211,6 +211,13 @@ def test_objective_is_the_squared_error_without_the_energy(bits):
     np.testing.assert_allclose(again.numpy(), expected, atol=1e-9 * energy.max())
 
 
+def test_objective_of_a_wide_layer_is_summed_in_parts(monkeypatch):
+    gram, cross, weight = problem(*relu_layer(6, 23, 4)[:2])
+    whole = objective(weight.round(), weight.new_ones(4), gram, cross)
+    monkeypatch.setattr("bitsplit.objective._COLUMNS", 5)
+    torch.testing.assert_close(objective(weight.round(), weight.new_ones(4), gram, cross), whole)
+
+
 def test_scale_is_the_least_squares_one():
     weight, x, y = relu_layer(3, inputs=15, outputs=5)
     gram, cross, w = problem(weight, x)
