@@ -141,31 +141,40 @@ def exchange(point: Point, gram: Tensor, cross: Tensor, high: int) -> Point:
     if codes.device.type == "cpu":
         kernels.exchange(codes, scale, gram.contiguous(), cross.contiguous(), residual, high, EXCHANGES)
     else:
-        exchange_plainly(codes, scale, gram, residual, high)
+        scale = exchange_plainly(codes, scale, gram, cross, residual, high, EXCHANGES)
     return _descended(Point(codes, scale, residual), gram, cross, high, EXCHANGES)
 
 
-def exchange_plainly(codes: Tensor, scale: Tensor, gram: Tensor, residual: Tensor, high: int) -> None:
-    """One round of `kernels.exchange` in plain torch operations, in place on codes and residual."""
-    unit = scale.unsqueeze(-1)
-    own = unit.square() * gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
-    coupling = kernels.strongest_coupling(gram)
-    for n in range(gram.shape[-1]):
-        up = torch.where((codes < high) & (own > 0), own - 2 * unit * residual, torch.inf)
-        down = torch.where((codes > -high) & (own > 0), own + 2 * unit * residual, torch.inf)
-        step = torch.where(up[..., n] < down[..., n], 1.0, -1.0).to(codes.dtype)
-        cost = torch.minimum(up[..., n], down[..., n])
-        cost = torch.where(cost < scale.square() * coupling[..., n : n + 1], cost, torch.inf)
-        joint = 2 * unit.square() * step.unsqueeze(-1) * gram[..., n : n + 1, :]
-        pair = torch.stack([up + joint, down - joint], dim=-1)
-        pair[..., n, :] = torch.inf
-        least, index = pair.flatten(-2).min(dim=-1)
-        better = cost + least < -float(kernels.LEAST_GAIN) * own[..., n]
-        partner, other = index // 2, (1 - 2 * (index % 2)) * better
-        change = torch.zeros_like(codes).scatter_(-1, partner.unsqueeze(-1), other.unsqueeze(-1).to(codes.dtype))
-        change[..., n] += step * better
-        codes += change
-        residual -= unit * (change @ gram)
+def exchange_plainly(
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, high: int, rounds: int
+) -> Tensor:
+    """`kernels.exchange` in plain torch operations, in place on codes and residual; returns the scale."""
+    diagonal, coupling = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2), kernels.strongest_coupling(gram)
+    for _ in range(rounds):
+        before, unit = codes.clone(), scale.unsqueeze(-1)
+        own = unit.square() * diagonal
+        for n in range(gram.shape[-1]):
+            up = torch.where((codes < high) & (own > 0), own - 2 * unit * residual, torch.inf)
+            down = torch.where((codes > -high) & (own > 0), own + 2 * unit * residual, torch.inf)
+            step = torch.where(up[..., n] < down[..., n], 1.0, -1.0).to(codes.dtype)
+            cost = torch.minimum(up[..., n], down[..., n])
+            cost = torch.where(cost < scale.square() * coupling[..., n : n + 1], cost, torch.inf)
+            joint = 2 * unit.square() * step.unsqueeze(-1) * gram[..., n : n + 1, :]
+            pair = torch.stack([up + joint, down - joint], dim=-1)
+            pair[..., n, :] = torch.inf
+            least, index = pair.flatten(-2).min(dim=-1)
+            better = cost + least < -float(kernels.LEAST_GAIN) * own[..., n]
+            partner, other = index // 2, (1 - 2 * (index % 2)) * better
+            change = torch.zeros_like(codes).scatter_(-1, partner.unsqueeze(-1), other.unsqueeze(-1).to(codes.dtype))
+            change[..., n] += step * better
+            codes += change
+            residual -= unit * (change @ gram)
+        reached = codes @ gram
+        scale = _rescaled(codes, scale, gram, cross, reached)
+        residual.copy_(cross - scale.unsqueeze(-1) * reached)
+        if torch.equal(before, codes):
+            break
+    return scale
 
 
 def k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int) -> Tensor:
