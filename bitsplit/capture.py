@@ -1,4 +1,5 @@
-"""Every weighted layer's true input, caught where it is used: at the calls of `conv2d` and `linear`.
+"""Every weighted layer's true input, caught where it is used: at the calls of `conv2d`, `conv_transpose2d` and
+`linear`.
 
 Convolutions with a forward of their own (static "same" padding, say) so show what their arithmetic really reads,
 without tracing and without touching the network's source. The weight's identity names the layer.
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _LINEAR_ARGUMENTS = ("input", "weight", "bias")
 _OTHER_WEIGHTED = {
     F.conv1d: "1-D convolution",
     F.conv3d: "3-D convolution",
     F.conv_transpose1d: "transposed convolution",
-    F.conv_transpose2d: "transposed convolution",
     F.conv_transpose3d: "transposed convolution",
     F.bilinear: "bilinear layer",
 }
@@ -50,7 +51,7 @@ class LayerCall:
             rows = self.input.reshape(-1, self.input.shape[-1])
             return rows[_choose(len(rows), count, generator, rows.device)].unsqueeze(0)
         x = self.feature_map
-        kernel = self.weight.shape[-2:]
+        kernel = self.geometry["kernel"]
         stride, dilation = _pair(self.geometry["stride"]), _pair(self.geometry["dilation"])
         padding = _padding(self.geometry["padding"], kernel, dilation)
         spatial = [
@@ -121,6 +122,8 @@ class LayerCalls(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.conv2d:
             self._convolution(args, kwargs)
+        elif func is F.conv_transpose2d:
+            self._transposed(args, kwargs)
         elif func is F.linear:
             self._linear(args, kwargs)
         elif func in _OTHER_WEIGHTED:
@@ -132,7 +135,19 @@ class LayerCalls(TorchFunctionMode):
         bound = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
         bound |= dict(zip(_CONV_ARGUMENTS, args, strict=False)) | kwargs
         geometry = {key: bound[key] for key in ("stride", "padding", "dilation", "groups")}
+        geometry["kernel"] = bound["weight"].shape[-2:]
         self._call(LayerCall(bound["input"], bound["weight"], geometry))
+
+    def _transposed(self, args, kwargs) -> None:
+        bound = {"stride": 1, "padding": 0, "groups": 1, "dilation": 1}
+        bound |= dict(zip(_TRANSPOSED_ARGUMENTS, args, strict=False)) | kwargs
+        kernel, stride = bound["weight"].shape[-2:], _pair(bound["stride"])
+        if kernel[0] > stride[0] or kernel[1] > stride[1] or _pair(bound["padding"]) != (0, 0):
+            reason = "a transposed convolution whose outputs overlap or are cut, which is not supported"
+            self._skip(bound["weight"], reason)
+        else:  # every output reads one place of the input
+            geometry = {"stride": 1, "padding": 0, "dilation": 1, "groups": bound["groups"], "kernel": (1, 1)}
+            self._call(LayerCall(bound["input"], bound["weight"], geometry))
 
     def _linear(self, args, kwargs) -> None:
         bound = dict(zip(_LINEAR_ARGUMENTS, args, strict=False)) | kwargs

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bitsplit import kernels
 from bitsplit.errors import InputError
 from bitsplit.grid import Grid
+from bitsplit.layout import grouped, ungrouped
 from bitsplit.progress import progress
 
 
@@ -46,12 +47,13 @@ class InputQuantizer(nn.Module):
 
 
 class QuantizedLayer(nn.Module):
-    """A convolution or linear layer with integer weights, a quantized input, or both.
+    """A convolution, transposed or not, or a linear layer with integer weights, a quantized input, or both.
 
     `layer` is the original module with the dequantized weight, scale · codes + offset, in the place of its parameter,
-    so that its own forward, whatever it does, runs unchanged. codes int8 has the weight's shape, scale and offset
-    (out_channels,) the weight's dtype; they are None where the weights stay in floating point (offset also where the
-    method has none), as `input_quantizer` is where the input does. Other attributes are those of `layer`.
+    so that its own forward, whatever it does, runs unchanged. codes int8 has the weight's shape, scale and offset one
+    number for each of its rows (`layout`), (G · M,), in the weight's dtype; they are None where the weights stay in
+    floating point (offset also where the method has none), as `input_quantizer` is where the input does. Other
+    attributes are those of `layer`.
     """
 
     def __init__(
@@ -74,19 +76,22 @@ class QuantizedLayer(nn.Module):
             self.put(codes, scale, offset)
 
     def put(self, codes: Tensor, scale: Tensor, offset: Tensor | None) -> None:
-        """Replaces the integer weights."""
+        """Replaces the integer weights: codes (G, M, N), scale and offset (G, M)."""
         weight = self.layer.weight
-        self.codes = codes.to(torch.int8).reshape(weight.shape)
+        self.codes = ungrouped(codes.to(torch.int8), self.layer).contiguous()
         self.scale, self.offset = (
             given if given is None else given.detach().reshape(-1).to(weight.dtype) for given in (scale, offset)
         )
         self._dequantize()
 
     def _dequantize(self) -> None:
-        channelwise = (-1, *[1] * (self.codes.dim() - 1))
-        weight = self.codes.to(self.scale.dtype) * self.scale.reshape(channelwise)
+        codes = grouped(self.codes, self.layer).to(self.scale.dtype)
+        rows = (*codes.shape[:2], 1)
+        weight = codes * self.scale.reshape(rows)
+        if self.offset is not None:
+            weight = weight + self.offset.reshape(rows)
         with torch.no_grad():
-            self.layer.weight.copy_(weight if self.offset is None else weight + self.offset.reshape(channelwise))
+            self.layer.weight.copy_(ungrouped(weight, self.layer))
 
     def _load_from_state_dict(self, *arguments) -> None:
         super()._load_from_state_dict(*arguments)

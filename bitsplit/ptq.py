@@ -28,6 +28,7 @@ from bitsplit.layers import (
     set_batch_norm,
     shifted_batch_norm,
 )
+from bitsplit.layout import WEIGHTED, grouped_weight
 from bitsplit.methods.base import Codes, Method, RefinableInput, RefinableWeight
 from bitsplit.progress import progress
 from bitsplit.solver import objective
@@ -37,7 +38,6 @@ from bitsplit.stats import (
     Statistics,
     collect_samples,
     collect_statistics,
-    grouped_weight,
     weighted_layers,
 )
 
@@ -157,7 +157,7 @@ def reestimated(network: nn.Module, calibration: Iterable, wanted: BatchNorm) ->
 def _evaluation_copy(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network).eval()
     # A lone layer needs a parent in which it can be replaced.
-    return nn.Sequential(network) if isinstance(network, (nn.Conv2d, nn.Linear)) else network
+    return nn.Sequential(network) if isinstance(network, WEIGHTED) else network
 
 
 def _plan(statistics: Statistics, bits: Bits) -> dict[str, LayerPlan]:
@@ -242,7 +242,7 @@ def _quantize_weights(
 
 def _put_in_place(network: nn.Module, layer: nn.Module, codes: Codes | None = None) -> list[QuantizedLayer]:
     """Replaces `layer` and the modules that share its weight by quantized layers that share one dequantized weight."""
-    layers = (module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear)))
+    layers = (module for module in network.modules() if isinstance(module, WEIGHTED))
     twins = [module for module in layers if module.weight is layer.weight]
     arguments = (codes.codes, codes.scale, codes.offset) if codes else ()
     wrappers = [QuantizedLayer(twin, *arguments) for twin in twins]
@@ -273,7 +273,7 @@ def _quantize_inputs(
     sizes = settings.calibration.samples, method.channel_samples
     samples = collect_samples(network, layers, batches.first(total), total, *sizes, settings.seed)
     # Channels lie elsewhere in a convolution's input than in a linear layer's: their number of trailing dimensions.
-    positions = {name: 2 if isinstance(layer, nn.Conv2d) else 0 for name, layer in layers.items()}
+    positions = {name: 0 if isinstance(layer, nn.Linear) else 2 for name, layer in layers.items()}
     sharing: dict[tuple[str, int, int], list[str]] = {}
     for name, plan in wanted.items():
         sharing.setdefault((statistics.layers[name].source, plan.abits, positions[name]), []).append(name)

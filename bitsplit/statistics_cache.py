@@ -10,7 +10,8 @@ from torch import nn
 
 from bitsplit import capture, stats
 from bitsplit.cache import whole_file
-from bitsplit.stats import LayerRecord, LayerStats, Statistics, grouped_weight, weighted_layers
+from bitsplit.layout import grouped_weight
+from bitsplit.stats import LayerRecord, LayerStats, Statistics, weighted_layers
 
 # Another way of drawing patches makes other statistics.
 _CODE = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in (capture, stats))).hexdigest()[:16]

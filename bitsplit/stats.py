@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bitsplit.capture import LayerCall, LayerCalls
 from bitsplit.errors import InputError
+from bitsplit.layout import WEIGHTED, grouped_weight
 from bitsplit.progress import progress
 
 _PIECE_PIXELS = 2**20
@@ -84,22 +85,16 @@ class Statistics:
 
 
 def weighted_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Convolutions and linear layers by name, subclasses included; modules that share a weight are one layer.
+    """Convolutions, transposed ones and linear layers by name, subclasses included.
 
-    A module whose weight is computed from other parameters (`torch.nn.utils.parametrizations`) is none.
+    Modules that share a weight are one layer. A module whose weight is computed from other parameters
+    (`torch.nn.utils.parametrizations`) is none.
     """
     layers: dict[int, tuple[str, nn.Module]] = {}
     for name, module in network.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and "weight" in module._parameters:
+        if isinstance(module, WEIGHTED) and "weight" in module._parameters:
             layers.setdefault(id(module.weight), (name, module))
     return dict(layers.values())
-
-
-def grouped_weight(layer: nn.Module) -> Tensor:
-    """The layer's weight as (G, M, N): G groups of M output channels with N inputs each."""
-    weight = layer.weight.detach()
-    groups = getattr(layer, "groups", 1)
-    return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
 def generator_for(name: str, seed: int, device: torch.device) -> torch.Generator:
@@ -155,7 +150,7 @@ def collect_statistics(
         statistics.layers[name] = LayerRecord(name, stats, signed, source)
     for name, module in network.named_modules():
         key = f"{name}.weight"
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and "weight" not in module._parameters:
+        if isinstance(module, WEIGHTED) and "weight" not in module._parameters:
             statistics.skipped[key] = "computed from other parameters"
         elif name in layers and name not in grams and key not in statistics.skipped:
             statistics.skipped[key] = "never used as it is: not called, or computed anew in the forward"

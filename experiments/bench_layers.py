@@ -18,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bitsplit.cell import Cell
+from bitsplit.layout import grouped_weight
 from bitsplit.report import MODEL_TITLES
 from bitsplit.solver import solve
-from bitsplit.stats import LayerStats, grouped_weight, weighted_layers
+from bitsplit.stats import LayerStats, weighted_layers
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 MODELS = ["resnet18", "resnet50", "resnet101", "vgg16_bn"]

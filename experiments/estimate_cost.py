@@ -25,9 +25,10 @@ from bitsplit.cell import settings_of
 from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Calibration, Settings
 from bitsplit.data.pictures import PictureFiles, Preprocessing
 from bitsplit.layers import measure_batch_norm
+from bitsplit.layout import grouped_weight
 from bitsplit.ptq import statistics_of
 from bitsplit.report import MODEL_TITLES
-from bitsplit.stats import grouped_weight, weighted_layers
+from bitsplit.stats import weighted_layers
 from bitsplit.sweep import configured, expand
 from bitsplit.vision import torchvision
 

@@ -241,7 +241,7 @@ class Odd(nn.Module):
     def __init__(self):
         super().__init__()
         self.good = nn.Conv2d(4, 4, 3, padding=1)
-        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.up = nn.ConvTranspose2d(4, 4, 3, padding=1)
         self.borrowed = nn.Conv2d(4, 4, 1)
         self.line = nn.Conv1d(4, 4, 1)
         self.loose = nn.Parameter(torch.ones(4, 4, 1, 1))

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from bitsplit.errors import InputError
+from bitsplit.layout import grouped_weight
 from bitsplit.stats import (
     LayerStats,
     collect_samples,
     collect_statistics,
     generator_for,
-    grouped_weight,
     weighted_layers,
 )
 
@@ -307,7 +307,7 @@ class Standardised(nn.Conv2d):
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()
-        self.good, self.up = nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.good, self.up = nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 3, padding=1)
         self.borrowed, self.computed = nn.Conv2d(4, 4, 1), Standardised(4, 4, 1)
         self.unused, self.spare = nn.Conv2d(4, 4, 1), nn.Linear(4, 4)
 

@@ -1,0 +1,26 @@
+"""Weights as rows: (G, M, N), G groups of M rows with N inputs each, whatever order a layer keeps them in.
+
+A transposed convolution whose outputs do not overlap (kernel no larger than the stride) is a 1×1 convolution with a row
+for each output channel and place in the kernel: its weight (C_in, C_out/G, kh, kw) is (G, C_out/G · kh · kw, C_in/G).
+"""
+
+from torch import Tensor, nn
+
+WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+def grouped(values: Tensor, layer: nn.Module) -> Tensor:
+    """Values in the order of the layer's weight, as (G, M, N)."""
+    groups = getattr(layer, "groups", 1)
+    rows = values.reshape(groups, values.shape[0] // groups, -1)
+    return rows.mT if isinstance(layer, nn.ConvTranspose2d) else rows
+
+
+def ungrouped(values: Tensor, layer: nn.Module) -> Tensor:
+    """The inverse of `grouped`; where the orders agree, values of the weight's own shape are taken as well."""
+    return (values.mT if isinstance(layer, nn.ConvTranspose2d) else values).reshape(layer.weight.shape)
+
+
+def grouped_weight(layer: nn.Module) -> Tensor:
+    """The layer's weight as (G, M, N), detached."""
+    return grouped(layer.weight.detach(), layer).contiguous()
