@@ -11,13 +11,15 @@ LEAST_GAIN = np.float32(1e-6)  # of a step's own α² A_nn: less is rounding
 ROWS = 16  # rows that share one read of a row of the Gram matrix while it is in cache
 
 
-def sweep(planes: Tensor, scale: Tensor, gram: Tensor, residual: Tensor) -> None:
-    """One round of coordinate descent over all planes, in place on planes (P, G, M, N) and residual (G, M, N).
+def descend_planes(planes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, rounds: int) -> int:
+    """Rounds of coordinate descent over all planes, the scale optimised between two rounds; returns how many it took.
 
-    scale (G, M) and gram (G, N, N) in the residual's dtype, all contiguous and on the CPU. An update costs N
-    operations, and only where a coordinate moves: late rounds, in which few do, cost next to nothing.
+    In place on planes int8 (P, G, M, N), scale (G, M) and residual = cross − scale · codes · gram (G, M, N); all but
+    the planes in one dtype, contiguous and on the CPU. A row none of whose planes changed in a round is done. An update
+    costs N operations, and only where a coordinate moves: late rounds, in which few do, cost next to nothing.
     """
-    _sweep(planes.numpy(), scale.numpy(), gram.numpy(), residual.numpy())
+    tensors = (planes, scale, gram, cross, residual)
+    return _descend_planes(*(tensor.numpy() for tensor in tensors), like(residual, 0), rounds)
 
 
 def descend(
@@ -88,31 +90,53 @@ def _fake_quantize(values, scale, low, high, result):
 
 # Contracted: a fused product and sum rounds once, as one in float64 that is stored in float32 does.
 @numba.njit(parallel=True, cache=True, fastmath={"contract"})
-def _sweep(planes, scale, gram, residual):
+def _descend_planes(planes, scale, gram, cross, residual, zero, rounds):
     groups, rows, inputs = residual.shape
     tiles = (rows + ROWS - 1) // ROWS
+    taken = np.zeros(groups * tiles, np.int64)
     for tile in numba.prange(groups * tiles):
         g = tile // tiles
         first = tile % tiles * ROWS
-        last = min(first + ROWS, rows)
-        for m in range(len(planes) - 1, -1, -1):
-            step = np.float32(2**m)
-            for n in range(inputs):
-                diagonal = gram[g, n, n]
-                if diagonal == 0:
-                    continue
-                for row in range(first, last):
-                    unit = scale[g, row] * step
-                    if unit == 0:
+        left = min(first + ROWS, rows) - first
+        active, moved = np.arange(first, first + left), np.zeros(left, np.bool_)
+        codes = np.full((left, inputs), zero)
+        for m in range(len(planes)):
+            codes += planes[m, g, first : first + left] * np.float32(2**m)
+        while left > 0 and taken[tile] < rounds:
+            if taken[tile] > 0:
+                for i in range(left):
+                    row = active[i]
+                    _rescale(codes[row - first], scale[g], row, cross[g, row], residual[g, row])
+            taken[tile] += 1
+            moved[:left] = False
+            for m in range(len(planes) - 1, -1, -1):
+                step = np.float32(2**m)
+                for n in range(inputs):
+                    diagonal = gram[g, n, n]
+                    if diagonal == 0:
                         continue
-                    before = planes[m, g, row, n]
-                    best = np.rint(before + residual[g, row, n] / (np.float64(unit) * diagonal))
-                    after = np.int8(min(max(best, -1), 1))
-                    if after != before:
-                        planes[m, g, row, n] = after
-                        change = unit * np.float32(after - before)
-                        for k in range(inputs):
-                            residual[g, row, k] -= change * gram[g, n, k]
+                    for i in range(left):
+                        row = active[i]
+                        unit = scale[g, row] * step
+                        if unit == 0:
+                            continue
+                        before = planes[m, g, row, n]
+                        best = np.rint(before + residual[g, row, n] / (np.float64(unit) * diagonal))
+                        after = np.int8(min(max(best, -1), 1))
+                        if after != before:
+                            planes[m, g, row, n] = after
+                            codes[row - first, n] += step * np.float32(after - before)
+                            change = unit * np.float32(after - before)
+                            for k in range(inputs):
+                                residual[g, row, k] -= change * gram[g, n, k]
+                            moved[i] = True
+            kept = 0
+            for i in range(left):
+                if moved[i]:
+                    active[kept] = active[i]
+                    kept += 1
+            left = kept
+    return taken.max()
 
 
 @numba.njit(parallel=True, cache=True)
@@ -241,7 +265,7 @@ def _rescale(codes, scale, row, cross, residual):
     for k in range(len(codes)):
         linear += codes[k] * cross[k]
         reached += codes[k] * (cross[k] - residual[k])  # α qᵀA q
-    if linear <= 0 or reached <= 0:
+    if linear * reached <= 0:
         return
     ratio = linear / reached
     scale[row] *= ratio

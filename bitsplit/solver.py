@@ -49,33 +49,6 @@ def stitch(planes: Tensor) -> Tensor:
     return torch.tensordot(weights.float(), planes.float(), dims=1).to(torch.int8)
 
 
-def sweep(planes: Tensor, scale: Tensor, gram: Tensor, residual: Tensor) -> Tensor:
-    """One round over all planes, the most significant first, and over all coordinates; the scale is held fixed.
-
-    With d = (c − α A q)_n, the residual correlation of coordinate n, the free optimum moves q_n by d / (α A_nn); plane
-    m can move it in steps of 2^(m−1) between its three values. No step raises f. Returns the new planes; `residual`,
-    d of all coordinates (G, M, N), is updated in place.
-    """
-    planes = planes.clone(memory_format=torch.contiguous_format)
-    if planes.device.type == "cpu":
-        groups = (-1, *residual.shape[-2:])
-        kernels.sweep(
-            planes.view(len(planes), *groups),
-            scale.reshape(groups[:2]).contiguous(),
-            gram.reshape(-1, *gram.shape[-2:]).contiguous(),
-            residual.view(groups),
-        )
-    else:
-        sweep_in_blocks(planes, scale, gram, residual)
-    return planes
-
-
-def sweep_in_blocks(planes: Tensor, scale: Tensor, gram: Tensor, residual: Tensor) -> None:
-    """`sweep` in plain torch operations, in place on planes and residual."""
-    for m in reversed(range(len(planes))):
-        descend_once(planes[m], 2**m * scale, 1, gram, residual)
-
-
 def solve(
     gram: Tensor,
     cross: Tensor,
@@ -120,26 +93,39 @@ def solve(
 def planes(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
     """The paper's algorithm: the best scale, then a round over all planes, until no plane changes any more.
 
-    A row none of whose planes changed in a round has its final codes and scale, and takes no part in later rounds.
     Returns codes, scale, and the rounds it took.
     """
     grid = Grid(bits)
     scale = grid.scale_by_alternation(weight)
     alive = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2) > 0
-    parts = split(grid.quantize(weight, scale.unsqueeze(-1)) * alive, bits)
-    moving, done = torch.arange(weight.shape[-2], device=weight.device), 0
-    while len(moving) and done < rounds:
-        done += 1
-        before, own = parts[..., moving, :], cross[..., moving, :]
-        codes = stitch(before).to(gram.dtype)
-        reached = codes @ gram
-        scale[:, moving] = best = optimal_scale(codes, gram, own, scale[:, moving], reached)
-        parts[..., moving, :] = after = sweep(before, best, gram, own - best.unsqueeze(-1) * reached)
-        moved = (before != after).any(dim=-1).flatten(0, -2).any(dim=0)
-        # The product of a single row is another routine, whose last digits differ: it keeps a companion.
-        still = moved.long().topk(min(2, len(moved))).indices if moved.sum() == 1 else moved.nonzero().squeeze(-1)
-        moving = moving[still]
+    codes = grid.quantize(weight, scale.unsqueeze(-1)) * alive
+    parts, reached = split(codes, bits), codes @ gram
+    scale = optimal_scale(codes, gram, cross, scale, reached)
+    residual = cross - scale.unsqueeze(-1) * reached
+    on_cpu = gram.device.type == "cpu"
+    done = (kernels.descend_planes if on_cpu else descend_planes)(parts, scale, gram, cross, residual, rounds)
     return stitch(parts), scale, done
+
+
+def descend_planes(planes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, rounds: int) -> int:
+    """Rounds over all planes, the most significant first, and over all coordinates, in plain torch operations.
+
+    The scale is held fixed in a round and optimised between two. With d = (c − α A q)_n, the residual correlation of
+    coordinate n, the free optimum moves q_n by d / (α A_nn); plane m can move it in steps of 2^(m−1) between its three
+    values. No step raises f. In place on planes, scale and residual, d of all coordinates; returns the rounds taken.
+    """
+    for done in range(rounds):
+        if done:
+            codes = stitch(planes).to(gram.dtype)
+            reached = codes @ gram
+            scale.copy_(optimal_scale(codes, gram, cross, scale, reached))
+            residual.copy_(cross - scale.unsqueeze(-1) * reached)
+        before = planes.clone()
+        for m in reversed(range(len(planes))):
+            descend_once(planes[m], 2**m * scale, 1, gram, residual)
+        if torch.equal(before, planes):
+            return done + 1
+    return rounds
 
 
 ALGORITHMS = {"planes": planes, "integers": integers, "lattice": lattice}

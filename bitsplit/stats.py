@@ -16,6 +16,7 @@ from bitsplit.layout import WEIGHTED, grouped_weight
 from bitsplit.progress import progress
 
 _PIECE_PIXELS = 2**20
+_PANEL = 512  # rows of a Gram matrix at a time
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,7 @@ def collect_statistics(
         seen, new = counts.get(name, 0), x.shape[1]
         if name not in grams:
             grams[name] = x.new_zeros(x.shape[0], x.shape[2], x.shape[2])
-        # A running mean: sums over all patches would lose digits in float32.
-        grams[name].baddbmm_(x.transpose(1, 2), x, beta=seen / (seen + new), alpha=1 / (seen + new))
+        _average_in(grams[name], x, seen)
         counts[name] = seen + new
 
     with LayerCalls(network, layers, visit) as calls:
@@ -143,8 +143,11 @@ def collect_statistics(
                 raise InputError("the network's output holds NaN or infinity on the calibration pictures")
 
     statistics = Statistics(skipped=dict(calls.skipped))
-    for name in grams:
-        stats = LayerStats.of_weight(grams[name], grouped_weight(layers[name]).to(grams[name].dtype), counts[name])
+    for name, gram in grams.items():
+        for start in range(_PANEL, gram.shape[-1], _PANEL):
+            rows = slice(start, start + _PANEL)
+            gram[:, :start, rows] = gram[:, rows, :start].mT
+        stats = LayerStats.of_weight(gram, grouped_weight(layers[name]).to(gram.dtype), counts[name])
         source = sources.of(name)
         signed = any(lows[other] < 0 for other in grams if sources.of(other) == source)
         statistics.layers[name] = LayerRecord(name, stats, signed, source)
@@ -227,8 +230,23 @@ def pieces(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, float]]:
             yield piece, len(piece) / len(batch)
 
 
+def _average_in(gram: Tensor, x: Tensor, seen: int) -> None:
+    """Makes gram (G, N, N), XᵀX averaged over `seen` patches, the average over those and x (G, n, N) too.
+
+    In panels of rows that end at the diagonal: what is above is the mirror image, and nearly half of the product. A
+    running mean, because sums over all patches would lose digits in float32.
+    """
+    total = seen + x.shape[1]
+    for start in range(0, gram.shape[-1], _PANEL):
+        rows, columns = slice(start, start + _PANEL), slice(0, start + _PANEL)
+        left = x[..., rows].transpose(1, 2)
+        gram[:, rows, columns].baddbmm_(left, x[..., columns], beta=seen / total, alpha=1 / total)
+
+
 def _finite_range(name: str, tensor: Tensor) -> tuple[float, float]:
-    low, high = (bound.item() for bound in tensor.aminmax())
+    # In the order in which the values lie in memory; in another one, channels last takes fifty times as long.
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    low, high = (bound.item() for bound in tensor.permute(order).aminmax())
     if not (torch.isfinite(torch.tensor([low, high])).all()):
         raise InputError(f"layer {name} receives NaN or infinity; check the weights and the calibration pictures")
     return low, high

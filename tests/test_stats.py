@@ -67,6 +67,12 @@ def test_convolution_moments(name, sizes):
     assert_moments(record.stats, unfolded(layer, x, pad, mode), outputs(layer, x))
 
 
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_moments_summed_in_panels(name, monkeypatch):
+    monkeypatch.setattr("bitsplit.stats._PANEL", 5)
+    test_convolution_moments(name, (2, 4, 1))
+
+
 def test_unbatched_convolution_moments():
     layer, x = nn.Conv2d(4, 5, 3, padding=1, stride=2).double(), pictures(1)[0]
     stats = statistics(nn.Sequential(layer), [x[0]]).layers["0"].stats
