@@ -85,8 +85,9 @@ figures: setup  ## Draw top-1 against bit-width from the records; runs nothing
 results-lite: LAUNCHER = joblib
 results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet pictures (ROOT=folder)
 	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) $(FORCED) $(ARGS)
-	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=tflite,bitsplit wbits=8 abits=8 $(FORCED) $(ARGS)
-	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=tflite,bitsplit abits=32 $(FORCED) $(ARGS)
+	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=tflite,bitsplit,bitsplit_lattice wbits=8 abits=8 $(FORCED) $(ARGS)
+	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=tflite,bitsplit,bitsplit_lattice abits=32 $(FORCED) $(ARGS)
+	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=bitsplit,bitsplit_lattice wbits=3 abits=32 $(FORCED) $(ARGS)
 	$(RUN) -m bitsplit.report table4 imagenet
 
 lock:  ## Resolve requirements.lock anew from pyproject.toml (torch and torchvision stay pinned below)
