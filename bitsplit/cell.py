@@ -13,23 +13,23 @@ from omegaconf import DictConfig, OmegaConf
 
 from bitsplit import ptq, record
 from bitsplit.cache import cache_root
-from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Calibration, Settings
+from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Calibration, Layers, Settings
 from bitsplit.errors import InputError
 from bitsplit.methods import Method
 from bitsplit.statistics_cache import cached
 from bitsplit.stats import Statistics
-from bitsplit.tasks.classification import Classification
+from bitsplit.tasks import task_of
 
 
 class Bench:
     """Network, data and calibration that cells share within a process: nothing of it depends on method or bits."""
 
     def __init__(self, source, data, calibration: Calibration, batches: int, seed: int, device: str):
-        self.task = Classification(source, data, torch.device(device))
+        self.task = task_of(source, data, torch.device(device))
         self._settings, self._batches = Settings(calibration=calibration, seed=seed), batches
         root = getattr(data, "root", None)
         self._identity = {
-            "network": [self.task.network.name, self.task.network.sha256],
+            "network": self.task.network.identity,
             "data": dataclasses.asdict(data) | {"title": self.task.title, "root": root and str(Path(root).resolve())},
             "calibration": dataclasses.asdict(calibration) | {"batches": batches, "seed": seed},
             "arithmetic": [device, torch.get_num_threads(), torch.__version__],
@@ -92,8 +92,9 @@ class Cell:
         available = len(bench.calibration)
         bits = settings.bits.decided(method.edge_bits)
         batch_norm = settings.batch_norm.decided(method.batch_norm, available)
-        settings = dataclasses.replace(settings, bits=bits, batch_norm=batch_norm)
-        variant = _variant(method, settings, own=BatchNorm().decided(method.batch_norm, available))
+        settings = dataclasses.replace(settings, bits=bits, batch_norm=batch_norm, layers=bench.task.layers)
+        own = BatchNorm().decided(method.batch_norm, available)
+        variant = "-".join(filter(None, [bench.task.network.variant, _variant(method, settings, own)]))
         names = (bench.task.data.name, bench.task.network.name, method.name)
         path = record.run_path(Path(config.results), *names, bits.wbits, bits.abits, settings.seed, variant)
         return cls(bench, method, settings, variant, device, path)
@@ -103,11 +104,14 @@ class Cell:
         """Everything a result depends on, as plain values; folders do not belong to it."""
         data, network = self.bench.task.data, self.bench.task.network
         fields = {key: value for key, value in dataclasses.asdict(data).items() if key != "root"}
+        settings = dataclasses.asdict(self.settings)
+        if self.settings.layers == Layers():
+            del settings["layers"]  # as in the records of before there was a choice
         return {
-            "model": {"name": network.name, "weights": network.weights, "sha256": network.sha256},
+            "model": network.identity,
             "data": {"name": data.name, "title": self.bench.task.title, **fields},
             "method": {"name": self.method.name, **dataclasses.asdict(self.method)},
-            **dataclasses.asdict(self.settings),
+            **settings,
         }
 
     def found(self, force: bool | float = False) -> dict | None:
@@ -153,7 +157,7 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
         "data": {
             "name": bench.task.data.name,
             "title": bench.task.title,
-            "calibration_pictures": len(bench.calibration) * settings.calibration.batch_size,
+            "calibration_pictures": len(bench.calibration) * bench.calibration.batch_size,
         },
         "metrics": metrics,
         "batch_norm": settings.batch_norm.mode,

@@ -108,10 +108,23 @@ class BatchNorm:
 
 
 @dataclass(frozen=True)
+class Layers:
+    """The layers that play a part of their own, each by its name or that of a module which holds it.
+
+    predictions: those with the bits of the last layer; where none is named, the last one called.
+    floating_point: those left as they are.
+    """
+
+    predictions: tuple[str, ...] = ()
+    floating_point: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything about a quantization beyond network, data and method."""
 
     bits: Bits = field(default_factory=Bits)
+    layers: Layers = field(default_factory=Layers)
     calibration: Calibration = field(default_factory=Calibration)
     batch_norm: BatchNorm = field(default_factory=BatchNorm)
     seed: int = 0

@@ -41,6 +41,16 @@ class Network:
     def weights(self) -> str:
         return self.path.name
 
+    @property
+    def identity(self) -> dict:
+        """What the network is, as plain values for a record."""
+        return {"name": self.name, "weights": self.weights, "sha256": self.sha256}
+
+    @property
+    def variant(self) -> str:
+        """What sets the network apart from others of its name, "" for nothing."""
+        return ""
+
     @cached_property
     def sha256(self) -> str:
         """Of the weights' file; InputError where there is none."""
@@ -49,7 +59,7 @@ class Network:
     @cached_property
     def module(self) -> nn.Module:
         """The network in eval mode; InputError where the file holds no intact weights of this architecture."""
-        return _loaded(self.name, self.build(), self.path)
+        return loaded(self.name, self.build(), self.path)
 
 
 @dataclass(frozen=True)
@@ -62,11 +72,12 @@ class _PaperNetwork:
 
     weights: str | None = None
 
+    task: ClassVar[str] = "classification"
     name: ClassVar[str]
 
     def load(self, domain: str) -> Network:
         if domain == "glyphs":
-            path = Path(self.weights) if self.weights else _shipped(f"{self.name}_glyphs.safetensors")
+            path = Path(self.weights) if self.weights else shipped(f"{self.name}_glyphs.safetensors")
             return Network(self.name, self._narrow, path, GLYPHS_PREPROCESSING)
         path = Path(self.weights) if self.weights else _torchvision_weights(self.name)
         return Network(self.name, self._full, path, Preprocessing())
@@ -108,6 +119,7 @@ class EfficientNetLite0:
 
     weights: str | None = None
 
+    task = "classification"
     name = "efficientnet_lite0"
 
     def load(self, domain: str) -> Network:
@@ -123,7 +135,8 @@ class EfficientNetLite0:
         return Network(self.name, lambda: EfficientNet.from_name("efficientnet-lite0"), path, preprocessing)
 
 
-def _loaded(name: str, module: nn.Module, path: Path) -> nn.Module:
+def loaded(name: str, module: nn.Module, path: Path) -> nn.Module:
+    """`module` in eval mode with the weights in `path`; InputError where they are damaged or another network's."""
     state = _state_dict(path)
     own = module.state_dict()
     missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
@@ -156,12 +169,15 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as weights: it must be a state dict (.pth or .safetensors)") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # a training framework's checkpoint
+        state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} is not a state dict: it must map parameter names to tensors")
     return state
 
 
-def _shipped(file: str) -> Path:
+def shipped(file: str) -> Path:
+    """Path of weights that are part of the package; InputError where they are missing or damaged."""
     path = SHIPPED / file
     if not path.is_file() or _sha256(path) != SHIPPED_SHA256[file]:
         raise InputError(f"the shipped weights {path} are missing or damaged; restore them with `git checkout {path}`")
@@ -169,22 +185,26 @@ def _shipped(file: str) -> Path:
 
 
 def _torchvision_weights(name: str) -> Path:
-    """Local path of torchvision's IMAGENET1K_V1 weights, downloaded on first use.
+    """Local path of torchvision's IMAGENET1K_V1 weights, downloaded on first use."""
+    from bitsplit.vision import torchvision
+
+    return downloaded(torchvision.models.get_model_weights(name).IMAGENET1K_V1.url)
+
+
+def downloaded(url: str) -> Path:
+    """Local path of published weights, downloaded on first use.
 
     The file's name ends in the first digits of its SHA-256, which the download checks.
     """
-    from bitsplit.vision import torchvision
-
-    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(weights.url, str(path), hash_prefix=path.stem.rpartition("-")[2])
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
         except (OSError, RuntimeError) as error:  # URLError is an OSError
             raise InputError(
                 f"the weights could not be downloaded ({getattr(error, 'reason', error)}); on a machine with a network "
-                f"fetch {weights.url} and put it at {path}, or give model.weights=FILE"
+                f"fetch {url} and put it at {path}, or give model.weights=FILE"
             ) from error
     return path
 

@@ -14,7 +14,7 @@ import pandas
 from torch import Tensor, nn
 
 from bitsplit.calibration import CalibrationBatches, CalibrationLoss, repeatable
-from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Settings
+from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Layers, Settings
 from bitsplit.errors import InputError
 from bitsplit.layers import (
     BatchNormStatistics,
@@ -90,7 +90,7 @@ def quantize_weights(
     batches = CalibrationBatches(calibration, network)
     if not statistics.layers:
         raise InputError("the network has no convolution or linear layer that the calibration pictures reach")
-    plans = _plan(statistics, settings.bits.decided(method.edge_bits))
+    plans = _plan(statistics, settings.bits.decided(method.edge_bits), settings.layers)
     with _timed(seconds, "batch_norm"):
         wanted = settings.batch_norm.decided(method.batch_norm, available=len(batches))
         batch_norm = _BatchNormStep(network, batches, wanted, statistics)
@@ -126,7 +126,7 @@ def quantize(
     batches = CalibrationBatches(calibration, network)
     inputs = []
     if settings.bits.abits != FLOAT_BITS:
-        plans = _plan(statistics, settings.bits.decided(method.edge_bits))
+        plans = _plan(statistics, settings.bits.decided(method.edge_bits), settings.layers)
         with _timed(seconds, "activations"):
             inputs = _quantize_inputs(network, statistics, plans, method, batches, settings, rows)
     if method.refine:
@@ -160,21 +160,33 @@ def _evaluation_copy(network: nn.Module) -> nn.Module:
     return nn.Sequential(network) if isinstance(network, WEIGHTED) else network
 
 
-def _plan(statistics: Statistics, bits: Bits) -> dict[str, LayerPlan]:
-    """Roles by the order of the calls: the first layer called reads the image, the last makes the prediction.
+def _plan(statistics: Statistics, bits: Bits, layers: Layers) -> dict[str, LayerPlan]:
+    """Roles by the order of the calls: the first layer called reads the image, the last makes the prediction, unless
+    `layers` names those that do.
 
     No layer that reads the image reads it quantized.
     """
     names = list(statistics.layers)
     image = statistics.layers[names[0]].source
-    roles = dict.fromkeys(names, "other") | {names[0]: "first", names[-1]: "last"}
+    predictions = _held(names, layers.predictions) or names[-1:]
+    roles = dict.fromkeys(names, "other") | {names[0]: "first"} | dict.fromkeys(predictions, "last")
     if len(names) == 1:
         roles[names[0]] = "only"
     plans = {name: LayerPlan(name, role, *bits.of(role)) for name, role in roles.items()}
     for name, plan in plans.items():
         if statistics.layers[name].source == image:
             plan.abits = FLOAT_BITS
+    for name in _held(names, layers.floating_point):
+        plans[name].wbits = plans[name].abits = FLOAT_BITS
     return plans
+
+
+def _held(names: list[str], holders: tuple[str, ...]) -> list[str]:
+    """The layers that `holders` name or hold; InputError for a holder of none."""
+    for holder in holders:
+        if not any(f"{name}.".startswith(f"{holder}.") for name in names):
+            raise InputError(f"no layer is named {holder!r} or lies in it; the layers are {', '.join(names)}")
+    return [name for name in names if any(f"{name}.".startswith(f"{holder}.") for holder in holders)]
 
 
 @dataclass

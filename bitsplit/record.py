@@ -19,7 +19,7 @@ _NUMBER, _TEXT, _COUNT = {"type": "number"}, {"type": "string"}, {"type": "integ
 _METRICS = {
     "type": "object",
     "properties": {"images": _COUNT, "skipped": _COUNT},
-    "required": ["images", "skipped", "agreement"],
+    "required": ["images", "skipped"],
     "additionalProperties": {"type": ["number", "null"]},
 }
 SCHEMA = {

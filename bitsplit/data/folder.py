@@ -24,6 +24,7 @@ class Folder:
     root: str | None = None
     resize: int | None = 256
 
+    task = "classification"
     domain = "imagenet"
 
     @property

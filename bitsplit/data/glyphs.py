@@ -135,6 +135,7 @@ class Glyphs:
 
     validation_pictures: int = 10_000
 
+    task = "classification"
     domain = "glyphs"
     name = "glyphs"
 
@@ -159,10 +160,10 @@ class GlyphBatches:
     """
 
     def __init__(self, split: str, order: np.ndarray, preprocessing: Preprocessing, batch_size: int):
-        self._split, self._order, self._preprocessing, self._batch_size = split, order, preprocessing, batch_size
+        self._split, self._order, self._preprocessing, self.batch_size = split, order, preprocessing, batch_size
 
     def __len__(self) -> int:
-        return -(-len(self._order) // self._batch_size)
+        return -(-len(self._order) // self.batch_size)
 
     @cached_property
     def _pictures(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,5 +172,5 @@ class GlyphBatches:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         images, labels = self._pictures
-        for batch, target in zip(images.split(self._batch_size), labels.split(self._batch_size), strict=True):
+        for batch, target in zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True):
             yield self._preprocessing.normalise(batch.contiguous()), target

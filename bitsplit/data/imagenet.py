@@ -32,6 +32,7 @@ class ImageNet:
     root: str | None = None
     resize: int | None = 256
 
+    task = "classification"
     domain = "imagenet"
 
     @property

@@ -84,6 +84,7 @@ class PictureBatches:
     """
 
     def __init__(self, files: PictureFiles, preprocessing: Preprocessing, batch_size: int, drop_last: bool = False):
+        self.batch_size = batch_size
         self.skipped: set[str] = set()
         self._preprocessing = preprocessing
         self._fit_in_memory = len(files) * 3 * preprocessing.crop**2 <= _MEMORY

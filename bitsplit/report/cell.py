@@ -2,7 +2,7 @@
 
 import pandas
 
-from bitsplit.report.titles import FLOATING_POINT
+from bitsplit.report.titles import FLOATING_POINT, HEADLINES, METRIC_TITLES
 
 
 def cell_table(run: dict) -> str:
@@ -12,10 +12,7 @@ def cell_table(run: dict) -> str:
     rows = [
         {
             "network": label,
-            "top-1 %": run["metrics"][key]["top1"],
-            "top-5 %": run["metrics"][key]["top5"],
-            "agreement %": run["metrics"][key]["agreement"],
-            "SNR dB": run["metrics"][key]["logits_snr_db"],
+            **{title: run["metrics"][key].get(metric) for metric, title in METRIC_TITLES.items()},
         }
         for key, label in names.items()
     ]
@@ -32,9 +29,11 @@ def cell_line(run: dict) -> str:
     """Names and bits of a run, its top-1 accuracy and drop in percent (without labels the agreement), its seconds."""
     quantized, fp32 = run["metrics"]["quantized"], run["metrics"]["fp32"]
     bits = f"W{run['wbits']}A{run['abits']}"
-    if quantized["top1"] is None:
-        result = f"agreement {quantized['agreement']:.2f}"
-    else:
-        result = f"top-1 {quantized['top1']:.2f} ({quantized['top1'] - fp32['top1']:+.2f})"
+    told = [metric for metric in HEADLINES if quantized.get(metric) is not None]
+    told = [metric for metric in told if metric != "agreement"] or told  # worth a line where there is nothing else
+    result = ", ".join(
+        f"{METRIC_TITLES[metric].removesuffix(' %')} {quantized[metric]:.2f} ({quantized[metric] - fp32[metric]:+.2f})"
+        for metric in told
+    )
     names = f"{run['model']} {run['method']} {bits} s{run['seed']} {run['variant']}".rstrip()
     return f"{names}: {result}, {run['seconds']['total']:.0f} s"

@@ -6,15 +6,24 @@ from pathlib import Path
 import pandas
 
 from bitsplit import record
-from bitsplit.report.titles import FULL_IMAGENET, METHOD_TITLES, MODEL_TITLES, PAPER_MODELS, PAPER_SHOWN, in_order
+from bitsplit.report.titles import (
+    FULL_COCO,
+    FULL_IMAGENET,
+    METHOD_TITLES,
+    MODEL_TITLES,
+    PAPER_MODELS,
+    PAPER_SHOWN,
+    in_order,
+)
 
 
 @dataclass(frozen=True)
 class Folder:
     """The records of results/<name>, in the order of every table.
 
-    `paper` has one row a number of the paper's: table ("table4", "weights", "both", or "fp32" for all of them), model,
-    method, wbits, abits, paper_top1 and paper_top5 as published (text); None where ours are of other data.
+    `paper` has one row a number of the paper's: of ImageNet, table ("table4", "weights", "both", or "fp32" for all of
+    them), model, method, wbits, abits, paper_top1 and paper_top5 as published (text); of COCO, model, kind, method,
+    wbits, abits, paper_ap, paper_ap50 and paper_ap75; None where ours are of other data.
     """
 
     name: str
@@ -39,7 +48,9 @@ class Folder:
 def read(results: Path, name: str) -> Folder:
     """The whole records of results/<name>; a broken one counts as absent."""
     found = [record.read(path) for path in sorted((results / name / "runs").glob("*.json"))]
-    paper = _paper(results / "paper") if name == FULL_IMAGENET else None
+    numbers = {FULL_IMAGENET: _imagenet_paper, FULL_COCO: _coco_paper}
+    there = name in numbers and (results / "paper").is_dir()  # not in results of somebody's own
+    paper = numbers[name](results / "paper") if there else None
     return Folder(name, _ordered([run for run in found if run]), paper)
 
 
@@ -50,7 +61,7 @@ def standard(runs: list[dict]) -> list[dict]:
 
 def labelled(runs: list[dict]) -> list[dict]:
     """The runs that have an accuracy."""
-    return [run for run in runs if run["metrics"]["quantized"]["top1"] is not None]
+    return [run for run in runs if run["metrics"]["quantized"].get("top1") is not None]
 
 
 def _ordered(runs: list[dict]) -> list[dict]:
@@ -72,9 +83,7 @@ def _ordered(runs: list[dict]) -> list[dict]:
     )
 
 
-def _paper(folder: Path) -> pandas.DataFrame | None:
-    if not folder.is_dir():  # results of somebody's own, outside the repository
-        return None
+def _imagenet_paper(folder: Path) -> pandas.DataFrame:
     sweeps, table4 = (
         pandas.read_csv(folder / name, dtype={"top1": str, "top5": str})  # the digits as published
         for name in ("imagenet_bitwidth_sweep.csv", "imagenet_table4.csv")
@@ -83,3 +92,8 @@ def _paper(folder: Path) -> pandas.DataFrame | None:
     columns = ["table", "model", "method", "wbits", "abits", "top1", "top5"]
     numbers = pandas.concat([sweeps, table4])[columns]
     return numbers.rename(columns={"top1": "paper_top1", "top5": "paper_top5"})
+
+
+def _coco_paper(folder: Path) -> pandas.DataFrame:
+    numbers = pandas.read_csv(folder / "coco_table5.csv")
+    return numbers.rename(columns={"task": "kind"} | {name: f"paper_{name}" for name in ("ap", "ap50", "ap75")})

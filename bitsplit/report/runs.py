@@ -5,29 +5,41 @@ import pandas
 from bitsplit.report.accuracy import interval
 from bitsplit.report.folder import Folder
 from bitsplit.report.render import Table
+from bitsplit.report.titles import METRIC_TITLES
 
 
 def runs_table(folder: Folder) -> Table | None:
-    """Accuracy with its interval, floating-point accuracy and the drops against it; None without a record.
+    """Accuracy with its interval, floating-point accuracy and the drops against it, or a detector's average precisions;
+    None without a record.
 
     Without labels only the agreement with the floating-point network.
     """
     if not folder.runs:
         return None
-    table = pandas.DataFrame([_row(run) for run in folder.runs])
-    caption = f"Every run on {folder.title}: top-1 and top-5 in percent, interval95 (half width) and drops in points"
+    scenes = "bbox_ap" in folder.runs[0]["metrics"]["quantized"]
+    table = pandas.DataFrame([_row(run, _precisions(run) if scenes else _accuracies(run)) for run in folder.runs])
+    what = "COCO's AP in percent, drops" if scenes else "top-1 and top-5 in percent, interval95 (half width) and drops"
+    caption = f"Every run on {folder.title}: {what} in points"
     return Table(caption, table, table.astype(object).map(_text))
 
 
-def _row(run: dict) -> dict:
-    quantized, fp32, fp32_bn = (run["metrics"][key] for key in ("quantized", "fp32", "fp32_bn"))
-    accuracy = quantized["top1"] is not None
+def _row(run: dict, numbers: dict) -> dict:
     return {
         "model": run["model"],
         "method": run["method"] + (f" ({run['variant']})" if run["variant"] else ""),
         "wbits": run["wbits"],
         "abits": run["abits"],
         "seed": run["seed"],
+        **numbers,
+        "images": run["metrics"]["quantized"]["images"],
+        "seconds": run["seconds"]["total"],
+    }
+
+
+def _accuracies(run: dict) -> dict:
+    quantized, fp32, fp32_bn = (run["metrics"][key] for key in ("quantized", "fp32", "fp32_bn"))
+    accuracy = quantized["top1"] is not None
+    return {
         "top1": quantized["top1"],
         "interval95": round(interval(quantized["top1"], quantized["images"]), 2) if accuracy else None,
         "top5": quantized["top5"],
@@ -36,9 +48,14 @@ def _row(run: dict) -> dict:
         "drop": round(fp32["top1"] - quantized["top1"], 2) if accuracy else None,
         "drop_bn": round(fp32_bn["top1"] - quantized["top1"], 2) if accuracy else None,
         "agreement": quantized["agreement"],
-        "images": quantized["images"],
-        "seconds": run["seconds"]["total"],
     }
+
+
+def _precisions(run: dict) -> dict:
+    quantized, fp32 = run["metrics"]["quantized"], run["metrics"]["fp32"]
+    found = {name: quantized[name] for name in METRIC_TITLES if name in quantized}
+    drops = {f"{name}_drop": fp32[name] - quantized[name] for name in ("bbox_ap", "segm_ap") if name in quantized}
+    return {name: round(value, 4) for name, value in (found | drops).items()}
 
 
 def _text(value: object) -> str:

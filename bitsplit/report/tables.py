@@ -7,6 +7,7 @@ from bitsplit.report.folder import Folder
 from bitsplit.report.render import write
 from bitsplit.report.runs import runs_table
 from bitsplit.report.sweeps import table_both, table_weights
+from bitsplit.report.table5 import table5
 
 TABLES = {
     "runs": runs_table,
@@ -14,6 +15,7 @@ TABLES = {
     "table4_equal": table4_equal,
     "table_weights": table_weights,
     "table_both": table_both,
+    "table5": table5,
 }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-FULL_IMAGENET = "imagenet"  # the only folder in which the paper's numbers stand beside ours
+FULL_IMAGENET, FULL_COCO = "imagenet", "coco"  # the only folders in which the paper's numbers stand beside ours
 PAPER_SHOWN = (FULL_IMAGENET, "glyphs")  # folders whose tables name the paper's networks before they have run
 PAPER_MODELS = ("resnet18", "resnet50", "resnet101", "vgg16_bn")
 PAPER_METHODS = ("tflite", "tensorrt", "aciq", "aciq_mix", "lapq", "bitsplit", "bitsplit_per_channel")
@@ -24,7 +24,18 @@ MODEL_TITLES = {
     "resnet101": "ResNet-101",
     "vgg16_bn": "VGG-16-BN",
     "efficientnet_lite0": "EfficientNet-Lite0",
+    "retinanet": "RetinaNet",
+    "mask_rcnn": "Mask R-CNN",
 }
+METRIC_TITLES = {
+    "top1": "top-1 %",
+    "top5": "top-5 %",
+    "agreement": "agreement %",
+    "logits_snr_db": "SNR dB",
+    **{f"bbox_ap{iou}": f"box AP{iou}" for iou in ("", 50, 75)},
+    **{f"segm_ap{iou}": f"mask AP{iou}" for iou in ("", 50, 75)},
+}
+HEADLINES = ("top1", "bbox_ap", "segm_ap", "agreement")  # what one line says of a run
 
 
 def method_title(name: str) -> str:

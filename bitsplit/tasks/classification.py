@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bitsplit.config import Layers
 from bitsplit.errors import InputError
 from bitsplit.models import Network
 from bitsplit.progress import progress
@@ -20,6 +21,8 @@ class Classification:
     `data` offers name, title, domain, calibration(preprocessing, batch_size, batches, seed) and
     validation(preprocessing, batch_size); `source` is a model of `bitsplit.models`.
     """
+
+    layers = Layers()  # the last layer called makes the prediction
 
     def __init__(self, source, data, device: torch.device):
         self.data, self.device = data, device

@@ -1,0 +1,94 @@
+"""COCO in its usual layout, whole or any subset, and the embedded `glyphs_coco` in the same format."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from bitsplit.data.glyphs_coco import VALIDATION_SCENES, dataset
+from bitsplit.errors import InputError
+
+FULL_VALIDATION = 5_000
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """One split: an annotation file and the folder of its pictures."""
+
+    annotations: Path
+    images: Path
+
+    def __len__(self) -> int:
+        return len(self._content["images"])
+
+    @property
+    def categories(self) -> list[str]:
+        """Names of the categories, by their identifiers."""
+        return [c["name"] for c in sorted(self._content["categories"], key=lambda category: category["id"])]
+
+    @cached_property
+    def _content(self) -> dict:
+        """The annotations; InputError where they are damaged, empty, or name a picture that is not there."""
+        if not self.annotations.is_file():
+            raise InputError(f"{self.annotations} is missing; a COCO folder holds annotations/ and pictures")
+        try:
+            content = json.loads(self.annotations.read_text())
+            identifiers = {category["id"] for category in content["categories"]}
+            wrong = next((a["id"] for a in content["annotations"] if a["category_id"] not in identifiers), None)
+            names = [image["file_name"] for image in content["images"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.annotations} is not a COCO annotation file: {error!r}") from error
+        if not identifiers:
+            raise InputError(f"{self.annotations} names no categories")
+        if not names:
+            raise InputError(f"{self.annotations} names no pictures")
+        if wrong is not None:
+            raise InputError(f"annotation {wrong} in {self.annotations} has no category of the file's list")
+        there = {path.name for path in self.images.iterdir()} if self.images.is_dir() else set()
+        missing = [name for name in names if name not in there]
+        if missing:
+            raise InputError(f"{len(missing)} of {len(names)} pictures are missing, {self.images / missing[0]} first")
+        return content
+
+
+@dataclass(frozen=True)
+class Coco:
+    """COCO 2017: `root` holds annotations/instances_{train,val}2017.json, train2017/ and val2017/."""
+
+    root: str | None = None
+
+    task = "detection"
+    domain = "coco"
+
+    @property
+    def name(self) -> str:
+        count = len(self.scenes("val"))
+        return "coco" if count == FULL_VALIDATION else f"coco_{count}"
+
+    @property
+    def title(self) -> str:
+        return f"COCO 2017 validation, {len(self.scenes('val')):,} pictures"
+
+    def scenes(self, split: str) -> Scenes:
+        """The scenes of "train" or "val"."""
+        if not self.root:
+            raise InputError("give the COCO folder with data.root=PATH or the variable COCO_ROOT")
+        root = Path(self.root)
+        if not root.is_dir():
+            raise InputError(f"data.root={self.root} is not a folder")
+        return Scenes(root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017")
+
+
+@dataclass(frozen=True)
+class GlyphsCoco:
+    """The embedded scenes: 3,000 for training and calibration, 500 for validation."""
+
+    task = "detection"
+    domain = "glyphs_coco"
+    name = "glyphs_coco"
+    title = f"glyphs_coco validation, {VALIDATION_SCENES} scenes"
+
+    def scenes(self, split: str) -> Scenes:
+        """The scenes of "train" or "val", drawn on first use."""
+        folder = dataset(split)
+        return Scenes(folder / "annotations.json", folder / "images")

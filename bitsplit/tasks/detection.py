@@ -1,0 +1,175 @@
+"""Detection and instance segmentation: an mmdet detector, its scenes, and COCO's average precision."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsplit.config import Layers
+from bitsplit.data.coco import Scenes
+from bitsplit.detectors import DetectorModule, DetectorNetwork
+from bitsplit.errors import InputError
+from bitsplit.progress import progress
+
+PICTURES = 8  # a batch of the evaluation
+# Calibration batches hold no more pixels than 64 of ImageNet's crops.
+CALIBRATION_PIXELS = 64 * 224 * 224
+# COCOeval's first numbers.
+PRECISIONS = {"ap": 0, "ap50": 1, "ap75": 2}
+
+
+def coco_dataset(scenes: Scenes, pipeline: list[dict], classes: tuple[str, ...]) -> dict:
+    """mmdet's configuration of a data set of these scenes."""
+    return {
+        "type": "CocoDataset",
+        "ann_file": str(scenes.annotations),
+        "data_prefix": {"img": str(scenes.images)},
+        "metainfo": {"classes": classes},
+        "pipeline": pipeline,
+        "test_mode": True,
+    }
+
+
+class Detection:
+    """One detector on one data set of scenes; the counterpart of `Classification`.
+
+    `data` offers name, title, domain and scenes(split); `source` is a model of `bitsplit.detectors`.
+    """
+
+    def __init__(self, source, data, device: torch.device):
+        self.data, self.device = data, device
+        self.title: str = data.title
+        self.network: DetectorNetwork = source.load(data.domain)
+
+    @property
+    def layers(self) -> Layers:
+        return self.network.layers
+
+    @cached_property
+    def module(self) -> DetectorModule:
+        """The floating-point detector on its device."""
+        return self.network.module.to(self.device, memory_format=torch.channels_last)
+
+    def calibration(self, batch_size: int, batches: int, seed: int) -> "CalibrationScenes":
+        """Up to `batches` batches of training scenes, through the detector's own pipeline for testing."""
+        return CalibrationScenes(self, batch_size, batches, seed)
+
+    @cached_property
+    def floating_point(self) -> tuple[None, dict]:
+        """Nothing, and the metrics of the floating-point detector on the validation scenes."""
+        return None, self.evaluate(self.module, "floating point")
+
+    def evaluate(self, module: DetectorModule, what: str = "evaluation") -> dict:
+        """COCO's average precisions of `module` on the validation scenes, in percent."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = self.predict(module, Path(folder), what)
+            found = {kind: average_precision(self._validation.annotations, file, kind) for kind, file in files.items()}
+        precisions = {f"{kind}_{name}": value for kind, values in found.items() for name, value in values.items()}
+        return precisions | {"images": len(self._validation), "skipped": 0}
+
+    @torch.inference_mode()
+    def predict(self, module: DetectorModule, folder: Path, what: str) -> dict[str, Path]:
+        """Detections on the validation scenes as COCO's result files in `folder`, by kind: "bbox", and "segm" where the
+        detector has masks."""
+        from mmdet.evaluation import CocoMetric
+        from mmengine.dataset import pseudo_collate
+        from torch.utils.data import DataLoader
+
+        dataset = self.dataset(self._validation)
+        kinds = ["bbox", "segm"] if getattr(module.detector, "with_mask", False) else ["bbox"]
+        metric = CocoMetric(
+            str(self._validation.annotations), kinds, format_only=True, outfile_prefix=str(folder / "found")
+        )
+        metric.dataset_meta = dataset.metainfo
+        loader = DataLoader(dataset, PICTURES, collate_fn=pseudo_collate)
+        for batch in progress(loader, what):
+            metric.process(batch, [sample.to_dict() for sample in module.detector.test_step(batch)])
+        with quiet():
+            metric.evaluate(len(dataset))
+        return {kind: folder / f"found.{kind}.json" for kind in kinds}
+
+    def dataset(self, scenes: Scenes):
+        """mmdet's data set of these scenes with the detector's test pipeline, without its annotations."""
+        from mmdet.registry import DATASETS
+
+        given = self.network.preprocessing.test_dataloader.dataset
+        pipeline = [step for step in given.pipeline if step.type != "LoadAnnotations"]
+        detector = self.network.module.detector
+        head = detector.roi_head.bbox_head if hasattr(detector, "roi_head") else detector.bbox_head
+        if head.num_classes != len(scenes.categories):
+            raise InputError(
+                f"the network tells {head.num_classes} categories apart, and {scenes.annotations} names "
+                f"{len(scenes.categories)}"
+            )
+        with quiet():
+            return DATASETS.build(coco_dataset(scenes, pipeline, tuple(scenes.categories)))
+
+    @cached_property
+    def _validation(self) -> Scenes:
+        return self.data.scenes("val")
+
+
+class CalibrationScenes:
+    """Batches (N, 3, H, W) of training scenes in a random order, preprocessed and padded, read anew at each pass."""
+
+    def __init__(self, task: Detection, batch_size: int, batches: int, seed: int):
+        self._task, scenes = task, task.data.scenes("train")
+        self._scenes = scenes
+        pixels = self._input(0)["inputs"].shape[-2:].numel()
+        self.batch_size = max(1, min(batch_size, CALIBRATION_PIXELS // pixels, len(scenes)))
+        count = min(batches, len(scenes) // self.batch_size) * self.batch_size
+        self._order = np.random.default_rng(seed).permutation(len(scenes))[:count]
+
+    def __len__(self) -> int:
+        return len(self._order) // self.batch_size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        from mmengine.dataset import pseudo_collate
+
+        preprocessor = self._task.module.detector.data_preprocessor
+        for chosen in self._order.reshape(-1, self.batch_size):
+            batch = pseudo_collate([self._input(int(index)) for index in chosen])
+            yield preprocessor(batch, False)["inputs"]
+
+    def _input(self, index: int) -> dict:
+        return self._dataset[index]
+
+    @cached_property
+    def _dataset(self):
+        return self._task.dataset(self._scenes)
+
+
+def average_precision(annotations: Path, detections: Path, kind: str) -> dict[str, float]:
+    """COCO's AP, AP50 and AP75 of a result file, in percent; `kind` is "bbox" or "segm"."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    if not json.loads(detections.read_text()):
+        return dict.fromkeys(PRECISIONS, 0.0)  # COCO takes no empty result
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(annotations)
+        evaluation = COCOeval(truth, truth.loadRes(str(detections)), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: 100 * float(evaluation.stats[place]) for name, place in PRECISIONS.items()}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without mmdet's and pycocotools' reports of their progress."""
+    logging.disable(logging.INFO)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

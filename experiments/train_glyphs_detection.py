@@ -1,0 +1,95 @@
+"""Trains the shipped reduced-width detectors on `glyphs_coco`, with mmengine's runner.
+
+Command:  python experiments/train_glyphs_detection.py NETWORK   (retinanet or mask_rcnn; after `make setup-detection`)
+Data:     none to download, 3,500 scenes are drawn on first use
+Expected: see results/glyphs_coco/training/NETWORK.json for what the shipped weights reached, and in how long
+Writes:   bitsplit/weights/NETWORK_glyphs.safetensors, results/glyphs_coco/training/NETWORK.json
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from bitsplit import record
+from bitsplit.data.coco import GlyphsCoco
+from bitsplit.detectors import GLYPHS_CATEGORIES, GLYPHS_SIDE, MaskRCNN, RetinaNet, require_mmdet
+from bitsplit.tasks.detection import Detection, coco_dataset
+
+NETWORKS = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = 16
+MAX_LR = 2e-3
+WEIGHT_DECAY = 0.05
+
+
+def configuration(name: str, epochs: int, seed: int, work: str):
+    """mmengine's configuration of the whole training."""
+    from bitsplit.narrow_detectors import narrow
+
+    config = narrow(name, GLYPHS_CATEGORIES, GLYPHS_SIDE)
+    # Characters have no mirror images.
+    pipeline = [step for step in config.train_dataloader.dataset.pipeline if step.type != "RandomFlip"]
+    scenes = GlyphsCoco().scenes("train")
+    dataset = coco_dataset(scenes, pipeline, tuple(scenes.categories)) | {"test_mode": False}
+    config.train_dataloader = {
+        "batch_size": BATCH,
+        "num_workers": 1,
+        "persistent_workers": True,
+        "sampler": {"type": "DefaultSampler", "shuffle": True},
+        "dataset": dataset,
+    }
+    config.optim_wrapper = {
+        "type": "OptimWrapper",
+        "optimizer": {"type": "AdamW", "lr": MAX_LR, "weight_decay": WEIGHT_DECAY},
+        "clip_grad": {"max_norm": 10},
+    }
+    total = epochs * -(-len(scenes) // BATCH)
+    config.param_scheduler = [{"type": "OneCycleLR", "eta_max": MAX_LR, "total_steps": total, "by_epoch": False}]
+    config.train_cfg = {"type": "EpochBasedTrainLoop", "max_epochs": epochs}
+    for key in ("val_dataloader", "val_cfg", "val_evaluator", "test_dataloader", "test_cfg", "test_evaluator"):
+        config[key] = None
+    config.default_hooks.checkpoint.interval = epochs
+    config.randomness = {"seed": seed, "deterministic": True}
+    config.work_dir = work
+    return config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=NETWORKS, help="which network to train")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the training scenes (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights and batch order (default: 0)")
+    parser.add_argument("--output", type=Path, default=ROOT, help="folder that gets bitsplit/weights/ and results/")
+    arguments = parser.parse_args()
+    require_mmdet()
+    from mmdet.utils import register_all_modules
+    from mmengine.runner import Runner
+
+    register_all_modules(init_default_scope=True)
+    torch.set_num_threads(1)  # else the order of sums, and with it the weights, depends on the number of cores
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as work:
+        runner = Runner.from_cfg(configuration(arguments.network, arguments.epochs, arguments.seed, work))
+        runner.train()
+        state = runner.model.state_dict()
+    seconds = round(time.perf_counter() - started, 1)
+
+    weights = arguments.output / "bitsplit" / "weights" / f"{arguments.network}_glyphs.safetensors"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    halved = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    save_file({name: value.contiguous() for name, value in halved.items()}, weights)
+    source = NETWORKS[arguments.network](weights=str(weights))
+    metrics = Detection(source, GlyphsCoco(), torch.device("cpu")).floating_point[1]
+    facts = {"epochs": arguments.epochs, "seed": arguments.seed, "seconds": seconds, "torch": torch.__version__}
+    log = arguments.output / "results" / "glyphs_coco" / "training" / f"{arguments.network}.json"
+    record.write_text(log, json.dumps(metrics | facts, indent=2) + "\n")
+    print(json.dumps(metrics | facts))
+
+
+if __name__ == "__main__":
+    main()
