@@ -30,11 +30,13 @@ _HEADS = {
         "roi_head.bbox_head.fc_out_channels": 256,
         "roi_head.mask_roi_extractor.out_channels": CHANNELS,
         "roi_head.mask_head.in_channels": CHANNELS,
-        "roi_head.mask_head.conv_out_channels": CHANNELS,
+        "roi_head.mask_head.conv_out_channels": CHANNELS // 2,
         # A scene holds 12 characters at most, COCO's pictures many more.
         "train_cfg.rpn_proposal.max_per_img": 200,
-        "train_cfg.rcnn.sampler.num": 128,
+        "train_cfg.rcnn.sampler.num": 32,
+        "train_cfg.rpn_proposal.nms_pre": 300,
         "test_cfg.rpn.max_per_img": 100,
+        "test_cfg.rpn.nms_pre": 300,
     },
 }
 _CLASSES = {

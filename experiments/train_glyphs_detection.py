@@ -1,4 +1,5 @@
-"""Trains the shipped reduced-width detectors on `glyphs_coco`, with mmengine's runner.
+"""Trains the shipped reduced-width detectors on `glyphs_coco`, with mmengine's runner; the backbone starts from the
+shipped classifier of `glyphs`.
 
 Command:  python experiments/train_glyphs_detection.py NETWORK   (retinanet or mask_rcnn; after `make setup-detection`)
 Data:     none to download, 3,500 scenes are drawn on first use
@@ -13,11 +14,12 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from bitsplit import record
 from bitsplit.data.coco import GlyphsCoco
 from bitsplit.detectors import GLYPHS_CATEGORIES, GLYPHS_SIDE, MaskRCNN, RetinaNet, require_mmdet
+from bitsplit.models import shipped
 from bitsplit.tasks.detection import Detection, coco_dataset
 
 NETWORKS = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
@@ -53,6 +55,9 @@ def configuration(name: str, epochs: int, seed: int, work: str):
     config.train_cfg = {"type": "EpochBasedTrainLoop", "max_epochs": epochs}
     for key in ("val_dataloader", "val_cfg", "val_evaluator", "test_dataloader", "test_cfg", "test_evaluator"):
         config[key] = None
+    backbone = Path(work) / "backbone.pth"
+    torch.save(load_file(shipped("resnet18_glyphs.safetensors")), backbone)
+    config.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(backbone)}
     config.default_hooks.checkpoint.interval = epochs
     config.randomness = {"seed": seed, "deterministic": True}
     config.work_dir = work
@@ -62,7 +67,7 @@ def configuration(name: str, epochs: int, seed: int, work: str):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=NETWORKS, help="which network to train")
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the training scenes (default: 20)")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training scenes (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and batch order (default: 0)")
     parser.add_argument("--output", type=Path, default=ROOT, help="folder that gets bitsplit/weights/ and results/")
     arguments = parser.parse_args()
