@@ -12,10 +12,13 @@ LAUNCHER ?= $(if $(filter glyphs,$(DATA)),joblib,basic)
 # FORCE=1 runs what was not run by this very make: cells that several tables share are run once.
 FORCED := $(if $(FORCE),force=$(shell date +%s))
 SETUP := $(VENV)/.complete
+# What a kernel writes into a notebook about itself.
+KERNEL := metadata.kernelspec $(addprefix metadata.language_info.,version codemirror_mode file_extension mimetype \
+	nbconvert_exporter pygments_lexer)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-lite demo test test-fast lint format table4 table4-equal table-weights table-both tables figures \
-	results-lite results-lattice lock clean
+	results-lite results-lattice notebooks lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -89,6 +92,10 @@ results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet picture
 	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=tflite,bitsplit,bitsplit_lattice abits=32 $(FORCED) $(ARGS)
 	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=bitsplit,bitsplit_lattice wbits=3 abits=32 $(FORCED) $(ARGS)
 	$(RUN) -m bitsplit.report table4 imagenet
+
+notebooks: setup  ## Run the notebooks anew and keep their outputs
+	$(RUN) -m pytest --nbmake --overwrite -n 0 notebooks
+	$(RUN) -m nbstripout --keep-output --keep-count --extra-keys '$(KERNEL)' notebooks/*.ipynb
 
 lock:  ## Resolve requirements.lock anew from pyproject.toml (torch and torchvision stay pinned below)
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
