@@ -18,7 +18,7 @@ KERNEL := metadata.kernelspec $(addprefix metadata.language_info.,version codemi
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-lite demo test test-fast lint format table4 table4-equal table-weights table-both tables figures \
-	results-lite results-lattice notebooks lock clean
+	results-lite results-lattice reproduce reproduce-imagenet reproduce-coco comparison notebooks lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -92,6 +92,23 @@ results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet picture
 	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=tflite,bitsplit,bitsplit_lattice abits=32 $(FORCED) $(ARGS)
 	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=bitsplit,bitsplit_lattice wbits=3 abits=32 $(FORCED) $(ARGS)
 	$(RUN) -m bitsplit.report table4 imagenet
+
+comparison: setup  ## Ours minus the paper's over all tables on ImageNet, from the records; runs nothing
+	@$(RUN) -m bitsplit.report against_paper imagenet
+
+reproduce:  ## Everything the paper reports, with an estimate before and a comparison after (DATA=imagenet|coco ROOT=folder)
+	$(if $(filter imagenet coco,$(DATA)),,$(error reproduce takes DATA=imagenet or DATA=coco, not DATA=$(DATA)))
+	$(if $(ROOT),,$(error give the folder of $(DATA): make reproduce DATA=$(DATA) ROOT=folder))
+	$(if $(wildcard $(ROOT)/.),,$(error ROOT=$(ROOT) is not a folder))
+	@$(MAKE) --no-print-directory reproduce-$(DATA)
+
+# One make for all tables, so that FORCE=1 runs shared cells once; a table with failed cells stops no other.
+reproduce-imagenet: setup
+	@$(RUN) experiments/estimate_cost.py data=imagenet data.root=$(ROOT) hydra/launcher=$(LAUNCHER) $(FORCED) $(ARGS)
+	@$(MAKE) -j1 --keep-going table4 table4-equal table-weights table-both tables figures comparison
+
+reproduce-coco: setup
+	@$(MAKE) table5
 
 notebooks: setup  ## Run the notebooks anew and keep their outputs
 	$(RUN) -m pytest --nbmake --overwrite -n 0 notebooks

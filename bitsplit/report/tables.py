@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from bitsplit.report.against_paper import against_paper
 from bitsplit.report.comparison import table4, table4_equal
 from bitsplit.report.folder import Folder
 from bitsplit.report.render import write
@@ -14,6 +15,7 @@ TABLES = {
     "table4_equal": table4_equal,
     "table_weights": table_weights,
     "table_both": table_both,
+    "against_paper": against_paper,
 }
 
 
