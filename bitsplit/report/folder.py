@@ -37,7 +37,11 @@ class Folder:
 
 
 def read(results: Path, name: str) -> Folder:
-    """The whole records of results/<name>; a broken one counts as absent."""
+    """The whole records of results/<name>; a broken one counts as absent. A folder that is not there has none.
+
+    >>> read(Path("results"), "no_such_data").runs
+    []
+    """
     found = [record.read(path) for path in sorted((results / name / "runs").glob("*.json"))]
     paper = _paper(results / "paper") if name == FULL_IMAGENET else None
     return Folder(name, _ordered([run for run in found if run]), paper)
