@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import OmegaConf
+
+import bitsplit
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "notebooks/README.md"]
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
@@ -77,6 +81,25 @@ def test_equations_are_linked_to_their_functions():
     linked = {link["text"].strip("`") for link in LINK.finditer((ROOT / "docs/method.md").read_text())}
     assert {f"bitsplit.solver.{step}" for step in ("split", "stitch", "descend_planes", "solve")} <= linked
     assert {"bitsplit.objective.objective", "bitsplit.objective.optimal_scale", "bitsplit.lattice.k_best"} <= linked
+
+
+def test_messages_under_troubleshooting_are_the_codes_own():
+    (section,) = re.findall(r"^## When something fails$(.*?)^#", prose(ROOT / "README.md"), re.DOTALL | re.MULTILINE)
+    messages = re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)
+    sources = [*(ROOT / "bitsplit").rglob("*.py"), Path(inspect.getsourcefile(ConfigLoaderImpl))]
+    code = "".join(path.read_text() for path in sources)
+    assert len(messages) == 10
+    assert [message for message in messages if message not in code] == []
+
+
+def test_the_citation_is_that_of_the_paper():
+    citation = OmegaConf.load(ROOT / "CITATION.cff")
+    paper = citation["preferred-citation"]
+    assert citation.title == "bitsplit" and citation.version == bitsplit.__version__
+    readme = (ROOT / "README.md").read_text()
+    assert f"title     = {{{paper.title}}}" in readme
+    assert " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper.authors) in readme
+    assert f"pages     = {{{paper.start}--{paper.end}}}" in readme and f"{{{paper.volume}}}" in readme
 
 
 def test_broken_links_and_names_are_found():
