@@ -18,8 +18,10 @@ from typing import NamedTuple
 
 import pandas
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from PIL import Image
 from torch import nn
@@ -65,8 +67,11 @@ class Cell(NamedTuple):
 
 def sweep_of(experiment: str, arguments: Sequence[str] = ()) -> DictConfig:
     """The configuration of `python run.py -m experiment=EXPERIMENT ARGUMENTS`."""
+    overrides = [f"experiment={experiment}", *arguments]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", [f"experiment={experiment}", *arguments], return_hydra_config=True)
+        # `hydra.compose` knows single runs only, in which no argument may list several values.
+        hydra = GlobalHydra.instance().hydra
+        return hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
 
 
 def cells_of(experiment: str, arguments: Sequence[str] = ()) -> list[Cell]:
