@@ -16,16 +16,28 @@ DETECTION := $(VENV)/.detection
 # Of a compilation only how far it is: ninja's [12/78] among all the compiler's warnings.
 COUNTER := awk '/^ *\[[0-9]+\/[0-9]+\]/ { printf "\r  %s", $$1; fflush(); any = 1 } END { if (any) print "" }'
 SHELL := /bin/bash
+# What a kernel writes into a notebook about itself.
+KERNEL := metadata.kernelspec $(addprefix metadata.language_info.,version codemirror_mode file_extension mimetype \
+	nbconvert_exporter pygments_lexer)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-lite setup-detection demo test test-fast test-detection lint format table4 table4-equal \
-	table-weights table-both table5 tables figures results-lite results-lattice lock clean
+	table-weights table-both table5 tables figures results-lite results-lattice reproduce reproduce-imagenet \
+	reproduce-coco comparison notebooks lock clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
-	@echo '  Variables: DATA=glyphs|imagenet|imagenette ROOT=folder FORCE=1 LAUNCHER=basic|joblib|ray|submitit_slurm'
-	@echo '             ARGS="logger=none seed=1" (further arguments of run.py) PYTHON=python3.12'
+	@echo 'New here? `make demo` sets everything up, runs one network and compares it with the committed numbers.'
+	@awk -F ':.*## ' '/^## /{printf "\n%s\n", substr($$0, 4)} /^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' \
+		$(MAKEFILE_LIST)
+	@echo
+	@echo 'Variables'
+	@echo '  DATA=glyphs           embedded, the default; or imagenet, imagenette, with ROOT=folder'
+	@echo '  ARGS="seed=1 ..."     further arguments of run.py (`$(RUN) run.py --help`)'
+	@echo '  FORCE=1               run cells again that have a record'
+	@echo '  LAUNCHER=joblib       or basic, ray, submitit_slurm: where cells run'
+	@echo '  PYTHON=python3.12     the Python that .venv is made from'
 
+## Start
 setup: $(SETUP)  ## Make .venv with the pinned packages (once; about a minute)
 
 $(SETUP): requirements.lock pyproject.toml
@@ -59,9 +71,10 @@ $(DETECTION): $(SETUP) requirements-detection.lock
 			'`$(RUN) -m pip cache remove onedl_mmcv; $(RUN) -m pip uninstall -y onedl-mmcv` and try again' >&2; exit 2; }
 	@touch $@
 
-demo: setup  ## Quantize ResNet-18 on glyphs to W4A4 and compare with the committed records
+demo: setup  ## Quantize ResNet-18 on glyphs to W4A4 and compare with the committed records (half a minute)
 	$(RUN) experiments/demo.py
 
+## Develop
 test: setup  ## Run all tests of the main install
 	$(RUN) -m pytest -n auto
 
@@ -85,7 +98,8 @@ define fill
 		status=$$?; $(RUN) -m bitsplit.report $(2) $(DATA) && exit $$status
 endef
 
-table4: setup  ## Table 4 of the paper: seven methods at A8W4 and A4W4; runs only cells without a record
+## The paper's tables: each runs the cells that have no record, and prints the table
+table4: setup  ## Table 4 of the paper: seven methods at A8W4 and A4W4
 	$(call fill,table4,table4)
 
 table4-equal: setup  ## Table 4 with the same batch-norm re-estimation and first/last bits for every method
@@ -104,12 +118,17 @@ table5: $(DETECTION)  ## Table 5: RetinaNet and Mask R-CNN, boxes and masks (DAT
 results-lattice: setup  ## Add the rows of bitsplit_lattice to the three tables
 	$(MAKE) table4 table-weights table-both ARGS="method=bitsplit_lattice $(ARGS)"
 
-tables: setup  ## Write all tables from the records; runs nothing
+## From the records alone: nothing is run
+tables: setup  ## Write all tables
 	$(RUN) -m bitsplit.report
 
-figures: setup  ## Draw top-1 against bit-width from the records; runs nothing
+figures: setup  ## Draw top-1 against bit-width
 	$(RUN) -m bitsplit.report figures
 
+comparison: setup  ## Ours minus the paper's numbers, over all tables on ImageNet
+	@$(RUN) -m bitsplit.report against_paper imagenet
+
+## ImageNet and COCO
 results-lite: LAUNCHER = joblib
 results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet pictures (ROOT=folder)
 	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) $(FORCED) $(ARGS)
@@ -117,6 +136,25 @@ results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet picture
 	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=tflite,bitsplit,bitsplit_lattice abits=32 $(FORCED) $(ARGS)
 	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=bitsplit,bitsplit_lattice wbits=3 abits=32 $(FORCED) $(ARGS)
 	$(RUN) -m bitsplit.report table4 imagenet
+
+reproduce:  ## Everything the paper reports: time first, comparison last (DATA=imagenet|coco ROOT=folder)
+	$(if $(filter imagenet coco,$(DATA)),,$(error reproduce takes DATA=imagenet or DATA=coco, not DATA=$(DATA)))
+	$(if $(ROOT),,$(error give the folder of $(DATA): make reproduce DATA=$(DATA) ROOT=folder))
+	$(if $(wildcard $(ROOT)/.),,$(error ROOT=$(ROOT) is not a folder))
+	@$(MAKE) --no-print-directory reproduce-$(DATA)
+
+# One make for all tables, so that FORCE=1 runs shared cells once; a table with failed cells stops no other.
+reproduce-imagenet: setup
+	@$(RUN) experiments/estimate_cost.py data=imagenet data.root=$(ROOT) hydra/launcher=$(LAUNCHER) $(FORCED) $(ARGS)
+	@$(MAKE) -j1 --keep-going table4 table4-equal table-weights table-both tables figures comparison
+
+reproduce-coco: $(DETECTION)
+	@$(MAKE) table5
+
+## Maintain
+notebooks: setup  ## Run the notebooks anew and keep their outputs
+	$(RUN) -m pytest --nbmake --overwrite -n 0 notebooks
+	$(RUN) -m nbstripout --keep-output --keep-count --extra-keys '$(KERNEL)' notebooks/*.ipynb
 
 lock:  ## Resolve both lock files anew from pyproject.toml (torch and torchvision stay pinned below)
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -38,6 +38,14 @@ def quantize(
     >>> qmodel = quantize(model, [torch.rand(8, 3, 8, 8)], wbits=4, abits=4)
     >>> qmodel.report[["name", "wbits", "abits"]].values.tolist()
     [['0', 8, 32], ['2', 4, 4], ['4', 8, 8]]
+
+    Settings of one's own, here the last layer at 4 bits too, and another method:
+
+    >>> from bitsplit.config import Bits, Settings
+    >>> settings = Settings(Bits(last_wbits=4, last_abits=4))
+    >>> qmodel = quantize(model, [torch.rand(8, 3, 8, 8)], wbits=4, abits=4, method="tflite", settings=settings)
+    >>> qmodel.report[["name", "wbits", "abits"]].values.tolist()
+    [['0', 8, 32], ['2', 4, 4], ['4', 4, 4]]
     """
     settings = settings or Settings()
     bits = dataclasses.replace(settings.bits, wbits=wbits, abits=abits)

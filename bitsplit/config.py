@@ -28,6 +28,10 @@ class Bits:
     """Bit-widths by role. The image that enters the first layer is never quantized (the authors' convention).
 
     "auto" for the first and the last layer is what the method prescribes: 8, or 32 where it leaves them alone.
+
+    >>> bits = Bits(wbits=4, abits=4).decided(prescribed=8)
+    >>> {role: bits.of(role) for role in ("first", "other", "last")}
+    {'first': (8, 32), 'other': (4, 4), 'last': (8, 8)}
     """
 
     wbits: int = 4
@@ -66,7 +70,11 @@ class Bits:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How much calibration data each step reads; a step takes what there is where there is less."""
+    """How much calibration data each step reads; a step takes what there is where there is less.
+
+    >>> Calibration(batch_size=16)  # for few pictures
+    Calibration(batch_size=16, gram_batches=30, patches=12000, scale_batches=10, samples=200000)
+    """
 
     batch_size: int = 64
     gram_batches: int = 30  # batches for the Gram matrices
@@ -86,6 +94,9 @@ class BatchNorm:
     difference between the quantized and the floating-point network's on the same pictures, "none" leaves them. "auto"
     is what the method prescribes, but "shift" for "reestimate" where the data has fewer than `batches` batches: the
     statistics of few pictures are further from the trained ones than quantization takes them.
+
+    >>> BatchNorm().decided("reestimate", available=15).mode
+    'shift'
     """
 
     mode: str = AUTO
@@ -121,7 +132,12 @@ class Layers:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything about a quantization beyond network, data and method."""
+    """Everything about a quantization beyond network, data and method: the `settings` of `bitsplit.quantize`.
+
+    >>> settings = Settings(Bits(first_wbits=4), batch_norm=BatchNorm(mode="none"))
+    >>> settings.bits.first_wbits, settings.calibration.patches, settings.batch_norm.mode
+    (4, 12000, 'none')
+    """
 
     bits: Bits = field(default_factory=Bits)
     layers: Layers = field(default_factory=Layers)

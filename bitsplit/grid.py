@@ -16,6 +16,15 @@ class Grid:
     Signed grids are symmetric, -(2^(bits-1)-1) .. 2^(bits-1)-1; unsigned ones, for inputs that no negative value
     reaches, are 0 .. 2^bits-1. Rounding is half to even. Where every channel has bits of its own, `bits` is a tensor of
     the scale's shape, in floating point; channels of 0 bits, and signed ones of 1, have the code 0 alone.
+
+    >>> grid = Grid(bits=3)
+    >>> grid.low, grid.high
+    (-3, 3)
+    >>> values = torch.tensor([0.2, -0.5, 0.8, 2.0])
+    >>> grid.quantize(values, grid.scale_by_max(values))
+    tensor([ 0., -1.,  1.,  3.])
+    >>> grid.quantize(values, scale=torch.tensor(0.25))
+    tensor([ 1., -2.,  3.,  3.])
     """
 
     bits: int | Tensor

@@ -38,13 +38,21 @@ class Solution:
 
 
 def split(codes: Tensor, bits: int) -> Tensor:
-    """Ternary planes (bits−1, ...) of integer codes: the binary digits of |q|, each with the sign of q."""
+    """Ternary planes (bits−1, ...) of integer codes: the binary digits of |q|, each with the sign of q.
+
+    >>> split(torch.tensor([5, -3]), bits=4).tolist()
+    [[1, -1], [0, -1], [1, 0]]
+    """
     magnitude, sign = codes.abs().to(torch.int16), codes.sign().to(torch.int8)
     return torch.stack([(magnitude >> m & 1).to(torch.int8) * sign for m in range(bits - 1)])
 
 
 def stitch(planes: Tensor) -> Tensor:
-    """Codes q = Σ_m 2^(m−1) q_m, int8 (Figure 1 of the paper: (1, −1, −1) → 1 − 2 − 4 = −5)."""
+    """Codes q = Σ_m 2^(m−1) q_m, int8 (Figure 1 of the paper: (1, −1, −1) → 1 − 2 − 4 = −5).
+
+    >>> stitch(torch.tensor([[1], [-1], [-1]]))
+    tensor([-5], dtype=torch.int8)
+    """
     weights = 2 ** torch.arange(len(planes), device=planes.device)
     return torch.tensordot(weights.float(), planes.float(), dims=1).to(torch.int8)
 
@@ -73,6 +81,8 @@ def solve(
     >>> solution = solve(gram, torch.tensor([[0.7, -0.2]]) @ gram, bits=4)
     >>> solution.codes
     tensor([[ 7, -2]], dtype=torch.int8)
+    >>> solution.scale
+    tensor([0.1000])
     """
     _check(gram, cross, bits, weight, algorithm)
     if weight is None:

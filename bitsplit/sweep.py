@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -62,6 +63,19 @@ def configured(config: DictConfig, overrides: list[str]) -> DictConfig:
         if not (CONF / override.key_or_group).is_dir() and not override.key_or_group.startswith("hydra"):
             OmegaConf.update(cell, override.key_or_group, override.value())
     return cell
+
+
+def missing(config: DictConfig) -> Iterator[list[str]]:
+    """The overrides of those cells of a sweep that have no record, with `force` also of those with an older one."""
+    from bitsplit.cell import Cell
+
+    for overrides in expand(config):
+        try:
+            found = Cell.of(configured(config, overrides)).found(config.force)
+        except (InputError, HydraException, OmegaConfBaseException):  # the cell itself will say so
+            found = None
+        if not found:
+            yield overrides
 
 
 @lru_cache
@@ -123,7 +137,7 @@ class Cells(Callback):
             print(f"error: {message}", file=sys.stderr)
             sys.exit(2)
         cells = expand(config)
-        if config.force is not True and all(_recorded(config, cell) for cell in cells):
+        if config.force is not True and not any(missing(config)):
             print(f"all {len(cells)} cells have a record; force=true runs them again")
             sys.exit(0)
         _watch = Watch(Path(config.hydra.sweep.dir), len(cells))
@@ -160,15 +174,6 @@ def close() -> int:
     if all(failure["expected"] for failure in _watch.failures):
         return 2 if _watch.failures else 0
     return 1
-
-
-def _recorded(config: DictConfig, overrides: list[str]) -> bool:
-    from bitsplit.cell import Cell
-
-    try:
-        return Cell.of(configured(config, overrides)).found(config.force) is not None
-    except (InputError, HydraException, OmegaConfBaseException):  # the cell itself will say so
-        return False
 
 
 def _missing_launcher(config: DictConfig) -> str | None:

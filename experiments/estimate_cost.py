@@ -1,13 +1,16 @@
 """Hours that the paper's tables take on full ImageNet, from throughput measured on this machine.
 
-Command:  python experiments/estimate_cost.py [--device cuda] [--devices 8]
-Data:     none; random pictures and random weights, which take the same time
+Command:  python experiments/estimate_cost.py [--device cuda] [--devices 8] [data=imagenet data.root=FOLDER]
+Data:     none; random pictures and random weights, which take the same time. With arguments of run.py only the cells
+          that have no record are counted
 Expected: 5 minutes on 2 cores
 """
 
 import argparse
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,21 +18,26 @@ from typing import NamedTuple
 
 import pandas
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from bitsplit import cell as one_cell
 from bitsplit import methods, solver
-from bitsplit.cell import settings_of
 from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Calibration, Settings
 from bitsplit.data.pictures import PictureFiles, Preprocessing
+from bitsplit.errors import InputError, one_line
 from bitsplit.layers import measure_batch_norm
 from bitsplit.layout import grouped_weight
 from bitsplit.ptq import statistics_of
 from bitsplit.report import MODEL_TITLES
 from bitsplit.stats import weighted_layers
-from bitsplit.sweep import configured, expand
+from bitsplit.sweep import configured, expand, missing
 from bitsplit.vision import torchvision
 
 CPU = torch.device("cpu")
@@ -57,17 +65,34 @@ class Cell(NamedTuple):
         return self._replace(bits=replace(self.bits, abits=FLOAT_BITS))
 
 
-def cells_of(experiment: str) -> list[Cell]:
-    """Every cell of an experiment, with what its method prescribes on full ImageNet."""
+def sweep_of(experiment: str, arguments: Sequence[str] = ()) -> DictConfig:
+    """The configuration of `python run.py -m experiment=EXPERIMENT ARGUMENTS`."""
+    overrides = [f"experiment={experiment}", *arguments]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", [f"experiment={experiment}"], return_hydra_config=True)
+        # `hydra.compose` knows single runs only, in which no argument may list several values.
+        hydra = GlobalHydra.instance().hydra
+        return hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
+
+
+def cells_of(experiment: str, arguments: Sequence[str] = ()) -> list[Cell]:
+    """Every cell of an experiment, with what its method prescribes on full ImageNet.
+
+    With arguments of run.py only those that have no record.
+    """
+    config = sweep_of(experiment, arguments)
     found = []
-    for overrides in expand(config):
-        cell, chosen = configured(config, overrides), dict(override.split("=") for override in overrides)
-        method, settings = methods.named(chosen["method"]), settings_of(cell)
+    for overrides in missing(config) if arguments else expand(config):
+        cell, chosen = configured(config, overrides), dict(override.split("=", 1) for override in overrides)
+        method, settings = methods.named(chosen["method"]), one_cell.settings_of(cell)
         batch_norm = settings.batch_norm.decided(method.batch_norm, available=settings.batch_norm.batches)
         found.append(Cell(chosen["model"], method, settings.bits.decided(method.edge_bits), batch_norm))
     return found
+
+
+def checked(arguments: Sequence[str]) -> str:
+    """What the arguments of run.py name as data, in words; InputError where its cells could not run."""
+    config = sweep_of("table4", arguments)
+    return one_cell.Cell.of(configured(config, expand(config)[0])).bench.task.title
 
 
 def timed(action, device: torch.device) -> float:
@@ -165,16 +190,33 @@ def seconds_of_cells(cells: list[Cell], speed: dict[str, float], images: int) ->
     return seconds
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
     parser.add_argument("--devices", type=int, default=4, help="how many such devices share the cells (default: 4)")
     parser.add_argument("--images", type=int, default=50_000, help="validation pictures (default: 50000)")
     parser.add_argument("--pictures", type=int, default=32, help="pictures a measurement (default: 32)")
+    parser.add_argument(
+        "arguments", nargs="*", metavar="KEY=VALUE", help="of run.py: count only cells without a record"
+    )
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
 
-    tables = {title: cells_of(experiment) for title, experiment in EXPERIMENTS.items()}
+    try:
+        data = checked(arguments.arguments) if arguments.arguments else None
+    except (InputError, HydraException) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    tables = {title: cells_of(experiment, arguments.arguments) for title, experiment in EXPERIMENTS.items()}
+    if data:
+        cells = {
+            name: len(expand(sweep_of(experiment, arguments.arguments))) for name, experiment in EXPERIMENTS.items()
+        }
+        counts = ", ".join(f"{name} {len(tables[name])} of {count}" for name, count in cells.items())
+        print(f"{data}; cells without a record: {counts}", flush=True)
+        if not any(tables.values()):
+            return 0
+        print("measuring this machine for an estimate, some minutes …", flush=True)
     networks = list(dict.fromkeys(cell.model for cells in tables.values() for cell in cells))
     speeds = {name: measured(name, device, arguments.pictures) for name in tqdm(networks, "measuring", disable=None)}
     print(f"\nMeasured on {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'this CPU'}, 224×224:")
@@ -207,7 +249,8 @@ def main() -> None:
     )
     print(estimate.to_string(index=False, float_format=lambda value: f"{value:.1f}"))
     print(f"\nDecoding is not in it: {1 / decoding_seconds():.0f} pictures of 500×375 a second and core here.")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

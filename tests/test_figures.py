@@ -47,6 +47,23 @@ def test_data_are_the_records_of_the_sweep_with_the_methods_own_settings(sweep):
     assert list(table["top1_interval"]) == expected
 
 
+@pytest.mark.parametrize("sweep", figures.SWEEPS)
+def test_the_papers_curves_stand_beside_ours_with_the_papers_own_numbers(sweep):
+    paper = folder.read(ROOT / "results", "imagenet").paper
+    figure = figures.bit_width_figure([*swept(sweep), *swept(sweep, "resnet50")], sweep, paper)
+    titles = [panel.get_title() for panel in figure.axes]
+    whose = ("ours", "the paper's ImageNet numbers")
+    assert titles == [f"ResNet-{depth}, {who}" for depth in (18, 50) for who in whose]
+    assert "the paper's numbers on ImageNet" in figure.get_suptitle()
+    numbers = pandas.read_csv(ROOT / "results/paper/imagenet_bitwidth_sweep.csv")
+    numbers = numbers[(numbers["table"] == sweep) & ((numbers["abits"] == 32) | (sweep == "both"))]
+    for panel, model in zip(figure.axes[1::2], ("resnet18", "resnet50"), strict=True):
+        lines = {line.get_gid(): line for line in panel.get_lines()}
+        for method in ("tflite", "bitsplit"):
+            found = numbers[(numbers["model"] == model) & (numbers["method"] == method)].set_index("wbits")["top1"]
+            assert list(lines[f"{model}-{method}"].get_ydata()) == list(found.sort_index())
+
+
 def test_without_records_there_is_nothing_to_draw():
     assert figures.drawn([made_run(abits=8)], "weights").empty and figures.drawn([], "both").empty
     assert figures.bit_width_figures([made_run(abits=8), unlabelled(made_run())]) == {}

@@ -2,14 +2,23 @@
 
 import ast
 import dataclasses
+import itertools
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 from conftest import ROOT, composed
 from hydra.utils import get_class
+from omegaconf import OmegaConf
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from bitsplit import config, methods
 
@@ -112,18 +121,64 @@ def test_every_experiment_opens_with_its_header():
         assert all(f"# {key}:" in head for key in ("Command", "Data", "Expected")), path
 
 
-def names_of(requirements: list[str]) -> set[str]:
-    return {re.match(r"[\w-]+", line).group().lower().replace("_", "-") for line in requirements}
+def names_of(requirements: Iterable[str]) -> set[str]:
+    return {canonicalize_name(Requirement(line).name) for line in requirements}
 
 
-def test_dependencies_agree_and_are_justified():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    direct = names_of(project["dependencies"]) | names_of(project["optional-dependencies"]["dev"])
-    locked = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and line[0] != "#"]
-    assert direct <= names_of(locked)
-    assert all("==" in line for line in locked)
-    environment = (ROOT / "environment.yml").read_text()
-    assert "requirements.lock" in environment
-    for line in (ROOT / "pyproject.toml").read_text().splitlines():
-        if re.match(r'\s+"[\w-]+[>=]=', line):
-            assert "#" in line, f"no reason given: {line}"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DEVELOPMENT = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]  # what `make setup` installs
+LOCKED = (ROOT / "requirements.lock").read_text().splitlines()
+
+
+def test_the_lock_pins_the_direct_dependencies_within_their_bounds():
+    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LOCKED)}
+    assert all(pins.values()) and len(pins) == len(LOCKED)
+    for requirement in map(Requirement, DEVELOPMENT):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_lock_holds_nothing_that_no_dependency_needs():
+    needed, left = {"setuptools"}, names_of(DEVELOPMENT)  # setuptools builds the package
+    while left:
+        name = left.pop()
+        needed.add(name)
+        with suppress(PackageNotFoundError):  # of another platform
+            given = map(Requirement, metadata.requires(name) or [])
+            # The extras of dependencies are few, and their packages known by name where they are installed.
+            left |= {
+                canonicalize_name(r.name) for r in given if not r.marker or r.marker.evaluate({"extra": ""})
+            } - needed
+    assert names_of(LOCKED) <= needed
+
+
+def test_conda_installs_python_and_the_lock_alone():
+    python, pip, packages = OmegaConf.load(ROOT / "environment.yml")["dependencies"]
+    name, _, version = python.partition("=")
+    assert (name, pip) == ("python", "pip")
+    assert SpecifierSet(PROJECT["requires-python"]).contains(version)
+    assert packages["pip"] == ["--requirement requirements.lock", "--editable ."]
+
+
+def test_what_is_imported_is_a_direct_dependency():
+    sources = [*SOURCES, ROOT / "run.py", *(ROOT / "experiments").glob("*.py"), *(ROOT / "tests").glob("*.py")]
+    imported = set()
+    for node in (node for path in sources for node in ast.walk(ast.parse(path.read_text()))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.partition(".")[0])
+    packages = metadata.packages_distributions()
+    third_party = {name for module in imported - sys.stdlib_module_names for name in packages.get(module, [])}
+    optional = itertools.chain(*PROJECT["optional-dependencies"].values())
+    assert {canonicalize_name(name) for name in third_party} <= names_of(
+        [*PROJECT["dependencies"], *optional, "bitsplit"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "dependency"),
+    [("pyproject.toml", r'\s+"[\w-]+(\[\w+\])?[>=]='), ("environment.yml", r"\s*- (?!pip:)(python|pip|--)")],
+)
+def test_every_dependency_has_its_reason(file, dependency):
+    named = [line for line in (ROOT / file).read_text().splitlines() if re.match(dependency, line)]
+    assert named and [line for line in named if "  # " not in line] == []

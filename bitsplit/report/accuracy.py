@@ -7,7 +7,11 @@ _CONFIDENCE = 0.975  # two-sided 95%
 
 
 def interval(percent: float, images: int) -> float:
-    """Half width of the 95% interval of an accuracy measured on `images` pictures (binomial), in points."""
+    """Half width of the 95% interval of an accuracy measured on `images` pictures (binomial), in points.
+
+    >>> round(interval(80.0, images=10_000), 2)
+    0.78
+    """
     share = percent / 100
     return 100 * NormalDist().inv_cdf(_CONFIDENCE) * (share * (1 - share) / images) ** 0.5
 

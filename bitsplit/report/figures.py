@@ -43,29 +43,50 @@ def drawn(runs: list[dict], sweep: str) -> pandas.DataFrame:
     return table.loc[table["seeds"] > 0, DRAWN]
 
 
-def bit_width_figure(runs: list[dict], sweep: str = "both") -> Figure:
+def published(paper: pandas.DataFrame, sweep: str) -> pandas.DataFrame:
+    """The paper's curves of a sweep, which have no intervals, in the columns of `drawn`; `paper` as in `Folder`."""
+    found = paper[paper["table"].isin([sweep, "fp32"])]
+    if sweep == "weights":
+        found = found[found["abits"] == FLOAT_BITS]
+    return found.assign(top1=found["paper_top1"].astype(float)).reindex(columns=DRAWN)
+
+
+def bit_width_figure(runs: list[dict], sweep: str = "both", paper: pandas.DataFrame | None = None) -> Figure:
     """Top-1 (%) against bit-width with 95% intervals, floating point dashed, from the records of one data set.
 
     `sweep` is "weights" (activations in floating point) or "both". Without records of the sweep the figure is empty.
+    With `paper`, as in `Folder`, each network has the paper's curves in a panel of their own beside ours, on an axis of
+    their own: other data, other heights.
     """
     table = drawn(runs, sweep)
     heading, width_label = SWEEPS[sweep]
     models = list(table["model"].unique())
+    contents = {model_title(model): table[table["model"] == model] for model in models}
+    titles = "; ".join(sorted({run["data"]["title"] for run in runs}))
+    subtitle = f"{titles}, 95% intervals"
+    if paper is not None:
+        theirs = published(paper, sweep)
+        contents = {
+            f"{model_title(model)}, {whose}": numbers[numbers["model"] == model]
+            for model in models
+            for whose, numbers in (("ours", table), ("the paper's ImageNet numbers", theirs))
+        }
+        subtitle = f"left: {subtitle}\nright: the paper's numbers on ImageNet, on an axis of their own"
     styles = _styles(table["method"].unique())
-    columns = 1 if len(models) < 2 else 2
-    rows = max(1, -(-len(models) // columns))
+    columns = 1 if len(contents) < 2 else 2
+    rows = max(1, -(-len(contents) // columns))
     figure = Figure(figsize=(_INCHES, _PANEL_INCHES * rows + 1.2), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for panel, model in zip(panels, models, strict=False):
-        _draw(panel, table[table["model"] == model], styles)
-        panel.set_title(model_title(model))
+    sharey = True if paper is None else "col"
+    panels = figure.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).ravel()
+    for panel, (title, numbers) in zip(panels, contents.items(), strict=False):
+        _draw(panel, numbers, styles)
+        panel.set_title(title)
         panel.set_xlabel(width_label)
         panel.set_ylabel("top-1 accuracy (%)")
         panel.tick_params(labelbottom=True, labelleft=True)
-    for panel in panels[len(models) :]:
+    for panel in panels[len(contents) :]:
         panel.set_visible(False)
-    titles = "; ".join(sorted({run["data"]["title"] for run in runs}))
-    figure.suptitle(f"{heading}\n{titles}, 95% intervals")
+    figure.suptitle(f"{heading}\n{subtitle}")
     handles = [Line2D([], [], label=method_title(method), **style) for method, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     return figure

@@ -46,7 +46,11 @@ class Folder:
 
 
 def read(results: Path, name: str) -> Folder:
-    """The whole records of results/<name>; a broken one counts as absent."""
+    """The whole records of results/<name>; a broken one counts as absent. A folder that is not there has none.
+
+    >>> read(Path("results"), "no_such_data").runs
+    []
+    """
     found = [record.read(path) for path in sorted((results / name / "runs").glob("*.json"))]
     numbers = {FULL_IMAGENET: _imagenet_paper, FULL_COCO: _coco_paper}
     there = name in numbers and (results / "paper").is_dir()  # not in results of somebody's own

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from bitsplit.report.against_paper import against_paper
 from bitsplit.report.comparison import table4, table4_equal
 from bitsplit.report.folder import Folder
 from bitsplit.report.render import write
@@ -16,6 +17,7 @@ TABLES = {
     "table_weights": table_weights,
     "table_both": table_both,
     "table5": table5,
+    "against_paper": against_paper,
 }
 
 

@@ -30,7 +30,11 @@ def legend(table: pandas.DataFrame) -> str:
 
 
 def signed(points: float) -> str:
-    """+0.12, −0.12 or 0.00."""
+    """Points with their sign, and none where they round to nothing.
+
+    >>> signed(0.123), signed(-0.123), signed(-0.001)
+    ('+0.12', '−0.12', '0.00')
+    """
     return f"{points:+.2f}".replace("-", "−") if round(points, 2) else "0.00"
 
 

@@ -49,6 +49,10 @@ def model_title(name: str) -> str:
 
 
 def in_order(names: Iterable[str], titles: dict[str, str]) -> list[str]:
-    """Each name once: those of `titles` in its order, then the others by alphabet."""
+    """Each name once: those of `titles` in its order, then the others by alphabet.
+
+    >>> in_order(["mine", "vgg16_bn", "resnet18", "a_net", "mine"], MODEL_TITLES)
+    ['resnet18', 'vgg16_bn', 'a_net', 'mine']
+    """
     rank = {name: position for position, name in enumerate(titles)}
     return sorted(set(names), key=lambda name: (rank.get(name, len(rank)), name))
