@@ -140,10 +140,10 @@ class Settings:
     """
 
     bits: Bits = field(default_factory=Bits)
-    layers: Layers = field(default_factory=Layers)
     calibration: Calibration = field(default_factory=Calibration)
     batch_norm: BatchNorm = field(default_factory=BatchNorm)
     seed: int = 0
+    layers: Layers = field(default_factory=Layers)
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:

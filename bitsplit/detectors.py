@@ -1,6 +1,11 @@
 """Detectors of mmdet by name: configuration, weights with a checksum, and the layers that make predictions."""
 
+import contextlib
 import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -50,8 +55,7 @@ class DetectorNetwork(Network):
     """A floating-point detector; `preprocessing` is mmdet's whole configuration, its data pipeline among it."""
 
     preprocessing: "Config" = field(repr=False)
-    scope: str
-    variant: str
+    scope: str = "all"
 
     @property
     def identity(self) -> dict:
@@ -114,7 +118,7 @@ class _Detector:
             path = Path(self.weights) if self.weights else self._zoo_weights(config)
         parts = [f"backbone={self.backbone}"] if self.backbone == "r18" else []
         parts += [f"scope={self.scope}"] if self.scope != "all" else []
-        return DetectorNetwork(self.name, lambda: build(config), path, config, self.scope, "-".join(parts))
+        return DetectorNetwork(self.name, lambda: build(config), path, config, "-".join(parts), self.scope)
 
     def _zoo_weights(self, config: "Config") -> Path:
         """Local path of the model zoo's checkpoint, downloaded on first use."""
@@ -158,11 +162,24 @@ def require_mmdet() -> None:
     import bitsplit.vision  # noqa: F401  before mmdet imports torchvision, which may need its help
 
     try:
-        import mmcv.ops  # noqa: F401
-        import mmdet.models  # noqa: F401
-        import pycocotools.coco  # noqa: F401
+        with quiet():
+            import mmcv.ops  # noqa: F401
+            import mmdet.models  # noqa: F401
+            import pycocotools.coco  # noqa: F401
     except ImportError as error:
         raise InputError(f"detection needs the extra `detection` ({error}): run `make setup-detection`") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without mmdet's and pycocotools' reports of their progress, and of optional packages that are not used here."""
+    logging.disable(logging.WARNING)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def build(config: "Config") -> nn.Module:
@@ -170,5 +187,6 @@ def build(config: "Config") -> nn.Module:
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
 
-    register_all_modules(init_default_scope=True)
-    return MODELS.build(config.model)
+    with quiet():
+        register_all_modules(init_default_scope=True)
+        return MODELS.build(config.model)

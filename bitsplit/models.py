@@ -30,12 +30,16 @@ GLYPHS_CLASSES = 100
 @dataclass
 class Network:
     """A floating-point network and the file of its weights. It is built, and torchvision imported, where it first runs:
-    that a record is there already is found out in half the time."""
+    that a record is there already is found out in half the time.
+
+    variant: what sets it apart from others of its name, "" for nothing.
+    """
 
     name: str
     build: Callable[[], nn.Module]
     path: Path
     preprocessing: Preprocessing
+    variant: str = ""
 
     @property
     def weights(self) -> str:
@@ -45,11 +49,6 @@ class Network:
     def identity(self) -> dict:
         """What the network is, as plain values for a record."""
         return {"name": self.name, "weights": self.weights, "sha256": self.sha256}
-
-    @property
-    def variant(self) -> str:
-        """What sets the network apart from others of its name, "" for nothing."""
-        return ""
 
     @cached_property
     def sha256(self) -> str:

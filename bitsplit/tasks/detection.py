@@ -3,8 +3,6 @@
 import contextlib
 import io
 import json
-import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from bitsplit.config import Layers
 from bitsplit.data.coco import Scenes
-from bitsplit.detectors import DetectorModule, DetectorNetwork
+from bitsplit.detectors import DetectorModule, DetectorNetwork, quiet
 from bitsplit.errors import InputError
 from bitsplit.progress import progress
 
@@ -86,9 +84,10 @@ class Detection:
 
         dataset = self.dataset(self._validation)
         kinds = ["bbox", "segm"] if getattr(module.detector, "with_mask", False) else ["bbox"]
-        metric = CocoMetric(
-            str(self._validation.annotations), kinds, format_only=True, outfile_prefix=str(folder / "found")
-        )
+        with quiet():
+            metric = CocoMetric(
+                str(self._validation.annotations), kinds, format_only=True, outfile_prefix=str(folder / "found")
+            )
         metric.dataset_meta = dataset.metainfo
         loader = DataLoader(dataset, PICTURES, collate_fn=pseudo_collate)
         for batch in progress(loader, what):
@@ -162,14 +161,3 @@ def average_precision(annotations: Path, detections: Path, kind: str) -> dict[st
         evaluation.accumulate()
         evaluation.summarize()
     return {name: 100 * float(evaluation.stats[place]) for name, place in PRECISIONS.items()}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without mmdet's and pycocotools' reports of their progress."""
-    logging.disable(logging.INFO)
-    try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
