@@ -21,7 +21,7 @@ class WandB:
     entity: str | None = None
 
     def log(self, run: dict, folder: Path, group: str | None) -> None:
-        """Mirrors one record: configuration, metrics, seconds, errors by layer, and top-1 against bit-width with the
+        """Mirrors one record: configuration, metrics, seconds, errors by layer, and accuracy against bit-width with the
         records of the same network in `folder`. Cells of one sweep share a `group`."""
         import wandb  # takes a second, which a run that finds its record need not wait
 
@@ -45,8 +45,8 @@ class WandB:
             layers = pandas.DataFrame(run["layers"]).astype({"shape": str})
             logged = {"layers": wandb.Table(dataframe=layers)}
             found = map(record.read, sorted(folder.glob(f"{run['model']}-*.json")))
-            for sweep, figure in figures.bit_width_figures([other for other in found if other]).items():
-                logged[f"top-1 against bit-width, {sweep}"] = wandb.Image(_rendered(figure))
+            for name, figure in figures.bit_width_figures([other for other in found if other]).items():
+                logged[f"accuracy against bit-width, {name}"] = wandb.Image(_rendered(figure))
             tracked.log(logged)
         finally:
             tracked.finish()

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from test_report import DATA, made_run, put, reported, unlabelled
 
 from bitsplit import report
-from bitsplit.report import figures, folder
+from bitsplit.report import figures, folder, styles
 from bitsplit.report.sweeps import WIDTHS
 
 BITS = {"weights": [(bits, 32) for bits in WIDTHS], "both": [(bits, bits) for bits in WIDTHS]}
@@ -95,10 +95,10 @@ def test_figure_has_a_panel_a_network_and_a_line_a_method_with_intervals():
 
 
 def test_methods_differ_in_colour_and_marker_and_keep_theirs():
-    known = figures._styles(["fp32", *report.titles.PAPER_METHODS, "mine"])
+    known = styles.styles(["fp32", *report.titles.PAPER_METHODS, "mine"])
     looks = [(style["color"], style["marker"]) for method, style in known.items() if method != "fp32"]
     assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == len(looks)
-    assert figures._styles(["fp32", "lapq"])["lapq"] == known["lapq"]
+    assert styles.styles(["fp32", "lapq"])["lapq"] == known["lapq"]
 
 
 def test_a_line_breaks_where_a_bit_width_has_not_run():

@@ -56,7 +56,7 @@ def glyphs(*found: dict) -> folder.Folder:
 
 
 def imagenet(*found: dict) -> folder.Folder:
-    return folder.Folder("imagenet", list(found), folder._paper(ROOT / "results" / "paper"))
+    return folder.Folder("imagenet", list(found), folder._imagenet_paper(ROOT / "results" / "paper"))
 
 
 def reported(results: Path, *arguments: str) -> subprocess.CompletedProcess:

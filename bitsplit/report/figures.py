@@ -4,30 +4,29 @@ The only module that needs matplotlib. No pyplot and no global state: a figure c
 """
 
 import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from bitsplit import record
+from bitsplit.report import detector_figure
 from bitsplit.report.cells import FLOAT_BITS
 from bitsplit.report.folder import Folder
+from bitsplit.report.styles import DPI, INCHES, PANEL_INCHES, legend_handles, styles
 from bitsplit.report.sweeps import WIDTHS, runs_of, sweep_cells
-from bitsplit.report.titles import FLOATING_POINT, MODEL_TITLES, PAPER_METHODS, in_order, method_title, model_title
+from bitsplit.report.titles import FLOATING_POINT, MODEL_TITLES, in_order, model_title
 
 SWEEPS = {
     "weights": ("Weights quantized, activations in floating point", "bit-width of the weights (bits)"),
     "both": ("Weights and activations quantized", "bit-width of weights and activations (bits)"),
 }
 DRAWN = ["model", "method", "wbits", "abits", "seeds", "images", "top1", "top1_interval"]
-# Okabe and Ito's colours, which colour-blind people can tell apart; yellow, pale on white, comes last.
-_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#000000", "#0072B2", "#D55E00", "#F0E442")
-_MARKERS = "sv^<>oDPX*h"
 _SPREAD = 0.3  # bits between the first and the last method of one bit-width
-_INCHES, _PANEL_INCHES, _DPI = 9, 3.8, 200  # at 900 pixels, text of 10 points is 14 pixels high
 
 
 def drawn(runs: list[dict], sweep: str) -> pandas.DataFrame:
@@ -72,14 +71,14 @@ def bit_width_figure(runs: list[dict], sweep: str = "both", paper: pandas.DataFr
             for whose, numbers in (("ours", table), ("the paper's ImageNet numbers", theirs))
         }
         subtitle = f"left: {subtitle}\nright: the paper's numbers on ImageNet, on an axis of their own"
-    styles = _styles(table["method"].unique())
+    found = styles(table["method"].unique())
     columns = 1 if len(contents) < 2 else 2
     rows = max(1, -(-len(contents) // columns))
-    figure = Figure(figsize=(_INCHES, _PANEL_INCHES * rows + 1.2), layout="constrained")
+    figure = Figure(figsize=(INCHES, PANEL_INCHES * rows + 1.2), layout="constrained")
     sharey = True if paper is None else "col"
     panels = figure.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).ravel()
     for panel, (title, numbers) in zip(panels, contents.items(), strict=False):
-        _draw(panel, numbers, styles)
+        _draw(panel, numbers, found)
         panel.set_title(title)
         panel.set_xlabel(width_label)
         panel.set_ylabel("top-1 accuracy (%)")
@@ -87,37 +86,40 @@ def bit_width_figure(runs: list[dict], sweep: str = "both", paper: pandas.DataFr
     for panel in panels[len(contents) :]:
         panel.set_visible(False)
     figure.suptitle(f"{heading}\n{subtitle}")
-    handles = [Line2D([], [], label=method_title(method), **style) for method, style in styles.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=legend_handles(found), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
 def bit_width_figures(runs: list[dict]) -> dict[str, Figure]:
-    """The figures of one data set's records by the name of the sweep, without those that would be empty."""
-    return {sweep: bit_width_figure(runs, sweep) for sweep in SWEEPS if not drawn(runs, sweep).empty}
+    """The figures of one data set's records by their names, without those that would be empty."""
+    return {name: draw() for name, (_, draw) in _contents(runs).items()}
+
+
+def _contents(runs: list[dict]) -> dict[str, tuple[pandas.DataFrame, Callable[[], Figure]]]:
+    """By the name of each figure that is not empty: the data drawn, and what draws it."""
+    found = {sweep: (drawn(runs, sweep), partial(bit_width_figure, runs, sweep)) for sweep in SWEEPS}
+    found["table5"] = detector_figure.drawn(runs), partial(detector_figure.detector_figure, runs)
+    return {name: (table, draw) for name, (table, draw) in found.items() if not table.empty}
 
 
 def write(folder: Folder, path: Path) -> list[Path]:
-    """Writes `path`/<sweep>.png, .svg and .csv, the drawn data, for every sweep with records; returns the pictures.
+    """Writes `path`/<name>.png, .svg and .csv, the drawn data, for every figure with records; returns the pictures.
 
     Pictures are drawn again only where the data differ or a picture is missing: another version of matplotlib or other
     fonts change none.
     """
     pictures = []
-    for sweep in SWEEPS:
-        table = drawn(folder.runs, sweep)
-        if table.empty:
-            continue
+    for name, (table, draw) in _contents(folder.runs).items():
         text = table.to_csv(index=False)
-        data, png, svg = (path / f"{sweep}.{ending}" for ending in ("csv", "png", "svg"))
+        data, png, svg = (path / f"{name}.{ending}" for ending in ("csv", "png", "svg"))
         pictures += [png, svg]
         if png.exists() and svg.exists() and data.exists() and data.read_text() == text:
             continue
         # The data are written last: without them an interrupted drawing counts as none.
         data.unlink(missing_ok=True)
         path.mkdir(parents=True, exist_ok=True)
-        figure = bit_width_figure(folder.runs, sweep)
-        figure.savefig(png, dpi=_DPI)
+        figure = draw()
+        figure.savefig(png, dpi=DPI)
         record.write_text(svg, _svg(figure))
         record.write_text(data, text)
     return pictures
@@ -131,22 +133,10 @@ def _svg(figure: Figure) -> str:
     return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
 
 
-def _styles(methods: list[str]) -> dict[str, dict]:
-    """Colour, marker and line of each method: those of the paper's methods never depend on what else is drawn."""
-    quantized = [method for method in methods if method not in FLOATING_POINT]
-    places = in_order([*PAPER_METHODS, *quantized], dict.fromkeys(PAPER_METHODS))
-    edge = {"markeredgecolor": "black", "markeredgewidth": 0.4}
-    styles = {"fp32": {"color": "#555555", "linestyle": "--"}}
-    for method in quantized:
-        place = places.index(method)
-        styles[method] = {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]} | edge
-    return styles
-
-
-def _draw(panel: Axes, table: pandas.DataFrame, styles: dict[str, dict]) -> None:
-    methods = [method for method in styles if method not in FLOATING_POINT]
+def _draw(panel: Axes, table: pandas.DataFrame, found: dict[str, dict]) -> None:
+    methods = [method for method in found if method not in FLOATING_POINT]
     step = _SPREAD / max(len(methods) - 1, 2)
-    for method, style in styles.items():
+    for method, style in found.items():
         cells = table[table["method"] == method]
         if cells.empty:
             continue
