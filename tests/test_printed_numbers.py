@@ -29,6 +29,8 @@ def measured() -> pandas.DataFrame:
     rows = []
     for path in (ROOT / "results").glob("*/runs/*.json"):
         run = json.loads(path.read_text())
+        if "top1" not in run["metrics"]["fp32"]:
+            continue
         cell = {"data": run["data"]["name"], "model": run["model"]}
         rows.append(cell | {"method": "fp32", "top1": run["metrics"]["fp32"]["top1"]})
         if run["variant"] == "":

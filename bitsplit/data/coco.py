@@ -19,16 +19,17 @@ class Scenes:
     images: Path
 
     def __len__(self) -> int:
-        return len(self._content["images"])
+        return len(self._checked[0])
 
     @property
     def categories(self) -> list[str]:
         """Names of the categories, by their identifiers."""
-        return [c["name"] for c in sorted(self._content["categories"], key=lambda category: category["id"])]
+        return self._checked[1]
 
     @cached_property
-    def _content(self) -> dict:
-        """The annotations; InputError where they are damaged, empty, or name a picture that is not there."""
+    def _checked(self) -> tuple[list[str], list[str]]:
+        """Names of the pictures and of the categories; InputError where the annotations are damaged, empty, or name a
+        picture that is not there."""
         if not self.annotations.is_file():
             raise InputError(f"{self.annotations} is missing; a COCO folder holds annotations/ and pictures")
         try:
@@ -36,6 +37,7 @@ class Scenes:
             identifiers = {category["id"] for category in content["categories"]}
             wrong = next((a["id"] for a in content["annotations"] if a["category_id"] not in identifiers), None)
             names = [image["file_name"] for image in content["images"]]
+            categories = [c["name"] for c in sorted(content["categories"], key=lambda category: category["id"])]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.annotations} is not a COCO annotation file: {error!r}") from error
         if not identifiers:
@@ -48,7 +50,7 @@ class Scenes:
         missing = [name for name in names if name not in there]
         if missing:
             raise InputError(f"{len(missing)} of {len(names)} pictures are missing, {self.images / missing[0]} first")
-        return content
+        return names, categories
 
 
 @dataclass(frozen=True)

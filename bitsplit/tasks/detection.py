@@ -80,7 +80,6 @@ class Detection:
         detector has masks."""
         from mmdet.evaluation import CocoMetric
         from mmengine.dataset import pseudo_collate
-        from torch.utils.data import DataLoader
 
         dataset = self.dataset(self._validation)
         kinds = ["bbox", "segm"] if getattr(module.detector, "with_mask", False) else ["bbox"]
@@ -89,8 +88,8 @@ class Detection:
                 str(self._validation.annotations), kinds, format_only=True, outfile_prefix=str(folder / "found")
             )
         metric.dataset_meta = dataset.metainfo
-        loader = DataLoader(dataset, PICTURES, collate_fn=pseudo_collate)
-        for batch in progress(loader, what):
+        for start in progress(range(0, len(dataset), PICTURES), what):
+            batch = pseudo_collate([read(dataset, i) for i in range(start, min(start + PICTURES, len(dataset)))])
             metric.process(batch, [sample.to_dict() for sample in module.detector.test_step(batch)])
         with quiet():
             metric.evaluate(len(dataset))
@@ -123,7 +122,7 @@ class CalibrationScenes:
     def __init__(self, task: Detection, batch_size: int, batches: int, seed: int):
         self._task, scenes = task, task.data.scenes("train")
         self._scenes = scenes
-        pixels = self._input(0)["inputs"].shape[-2:].numel()
+        pixels = read(self._dataset, 0)["inputs"].shape[-2:].numel()
         self.batch_size = max(1, min(batch_size, CALIBRATION_PIXELS // pixels, len(scenes)))
         count = min(batches, len(scenes) // self.batch_size) * self.batch_size
         self._order = np.random.default_rng(seed).permutation(len(scenes))[:count]
@@ -136,15 +135,20 @@ class CalibrationScenes:
 
         preprocessor = self._task.module.detector.data_preprocessor
         for chosen in self._order.reshape(-1, self.batch_size):
-            batch = pseudo_collate([self._input(int(index)) for index in chosen])
+            batch = pseudo_collate([read(self._dataset, int(index)) for index in chosen])
             yield preprocessor(batch, False)["inputs"]
-
-    def _input(self, index: int) -> dict:
-        return self._dataset[index]
 
     @cached_property
     def _dataset(self):
         return self._task.dataset(self._scenes)
+
+
+def read(dataset, index: int) -> dict:
+    """A picture of an mmdet data set, through its pipeline; InputError where its file is damaged."""
+    try:
+        return dataset[index]
+    except Exception as error:  # whatever a pipeline of the user's own may raise
+        raise InputError(f"{dataset.get_data_info(index)['img_path']} cannot be read: {error!r}") from error
 
 
 def average_precision(annotations: Path, detections: Path, kind: str) -> dict[str, float]:
