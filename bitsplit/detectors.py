@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from bitsplit.config import Layers
@@ -67,14 +65,7 @@ class DetectorNetwork(Network):
     @cached_property
     def module(self) -> DetectorModule:
         """The detector in eval mode; InputError where the file holds no intact weights of this architecture."""
-        from mmengine.logging import HistoryBuffer
-
-        # What mmengine's runner puts beside the weights; anything else in a checkpoint is not unpickled.
-        harmless = [HistoryBuffer, np.ndarray, np.dtype, *(type(np.dtype(name)) for name in ("f8", "f4", "i8"))]
-        with torch.serialization.safe_globals(
-            [*harmless, np._core.multiarray._reconstruct, np._core.multiarray.scalar]
-        ):
-            return DetectorModule(loaded(self.name, self.build(), self.path))
+        return DetectorModule(loaded(self.name, self.build(), self.path))
 
     @cached_property
     def layers(self) -> Layers:

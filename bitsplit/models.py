@@ -167,7 +167,9 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as weights: it must be a state dict (.pth or .safetensors)") from error
+        raise InputError(
+            f"{path} cannot be read as weights: it must be a state dict (.pth or .safetensors), nothing but tensors"
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # a training framework's checkpoint
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
