@@ -22,7 +22,7 @@ KERNEL := metadata.kernelspec $(addprefix metadata.language_info.,version codemi
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-lite setup-detection demo test test-fast test-detection lint format table4 table4-equal \
-	table-weights table-both table5 tables figures results-lite results-lattice reproduce reproduce-imagenet \
+	table-weights table-both table5 predictions tables figures results-lite results-lattice reproduce reproduce-imagenet \
 	reproduce-coco comparison notebooks lock clean
 
 help:  ## Show this list
@@ -114,6 +114,9 @@ table-both: setup  ## Weights and activations at the same bit-width, 8..3
 table5: DATA = glyphs_coco
 table5: $(DETECTION)  ## Table 5: RetinaNet and Mask R-CNN, boxes and masks (DATA=coco ROOT=folder for COCO)
 	$(call fill,table5,table5)
+
+predictions: $(DETECTION)  ## Draw what the detectors find in floating point and at W4A4 (results/glyphs_coco)
+	$(RUN) experiments/draw_predictions.py
 
 results-lattice: setup  ## Add the rows of bitsplit_lattice to the three tables
 	$(MAKE) table4 table-weights table-both ARGS="method=bitsplit_lattice $(ARGS)"

@@ -83,14 +83,25 @@ class Coco:
 
 @dataclass(frozen=True)
 class GlyphsCoco:
-    """The embedded scenes: 3,000 for training and calibration, 500 for validation."""
+    """The embedded scenes: 3,000 for training and calibration, and the first `validation_scenes` for validation."""
+
+    validation_scenes: int = VALIDATION_SCENES
 
     task = "detection"
     domain = "glyphs_coco"
     name = "glyphs_coco"
-    title = f"glyphs_coco validation, {VALIDATION_SCENES} scenes"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.validation_scenes, bool) or not isinstance(self.validation_scenes, int):
+            raise InputError(f"data.validation_scenes must be a whole number, got {self.validation_scenes!r}")
+        if not 1 <= self.validation_scenes <= VALIDATION_SCENES:
+            raise InputError(f"data.validation_scenes must be in 1..{VALIDATION_SCENES}, got {self.validation_scenes}")
+
+    @property
+    def title(self) -> str:
+        return f"glyphs_coco validation, {self.validation_scenes} scenes"
 
     def scenes(self, split: str) -> Scenes:
         """The scenes of "train" or "val", drawn on first use."""
-        folder = dataset(split)
+        folder = dataset(split, self.validation_scenes if split == "val" else None)
         return Scenes(folder / "annotations.json", folder / "images")

@@ -95,6 +95,34 @@ class Detection:
             metric.evaluate(len(dataset))
         return {kind: folder / f"found.{kind}.json" for kind in kinds}
 
+    @cached_property
+    def truth(self):
+        """The validation scenes' annotations as a pycocotools COCO."""
+        from pycocotools.coco import COCO
+
+        with quiet():
+            return COCO(str(self._validation.annotations))
+
+    @property
+    def ground_truth(self) -> dict[int, list[dict]]:
+        """COCO annotations by identifier of the validation picture."""
+        return _by_picture(self.truth)
+
+    def detections(self, module: DetectorModule, least_score: float) -> dict[int, list[dict]]:
+        """As `ground_truth`, what `module` finds; with masks where it has them."""
+        with tempfile.TemporaryDirectory() as folder:
+            *_, file = self.predict(module, Path(folder), "detections").values()
+            with quiet():
+                found = self.truth.loadRes(str(file))
+        return {
+            index: [one for one in annotations if one["score"] >= least_score]
+            for index, annotations in _by_picture(found).items()
+        }
+
+    def picture(self, index: int) -> Path:
+        """File of the validation picture with this identifier."""
+        return self._validation.images / self.truth.imgs[index]["file_name"]
+
     def dataset(self, scenes: Scenes):
         """mmdet's data set of these scenes with the detector's test pipeline, without its annotations."""
         from mmdet.registry import DATASETS
@@ -141,6 +169,10 @@ class CalibrationScenes:
     @cached_property
     def _dataset(self):
         return self._task.dataset(self._scenes)
+
+
+def _by_picture(annotations) -> dict[int, list[dict]]:
+    return {index: annotations.loadAnns(annotations.getAnnIds(imgIds=[index])) for index in annotations.imgs}
 
 
 def read(dataset, index: int) -> dict:
