@@ -82,7 +82,7 @@ test-fast: setup  ## Run the tests but for the slowest
 	$(RUN) -m pytest -n auto -m "not slow"
 
 test-detection: $(DETECTION)  ## Run the tests of detection
-	$(RUN) -m pytest -n auto tests/detection
+	$(RUN) -m pytest -n auto tests/detection notebooks/detection.ipynb
 
 lint: setup  ## Check style with ruff
 	$(RUN) -m ruff check .
@@ -155,7 +155,7 @@ reproduce-coco: $(DETECTION)
 	@$(MAKE) table5
 
 ## Maintain
-notebooks: setup  ## Run the notebooks anew and keep their outputs
+notebooks: $(DETECTION)  ## Run the notebooks anew and keep their outputs
 	$(RUN) -m pytest --nbmake --overwrite -n 0 notebooks
 	$(RUN) -m nbstripout --keep-output --keep-count --extra-keys '$(KERNEL)' notebooks/*.ipynb
 

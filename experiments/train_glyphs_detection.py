@@ -64,10 +64,20 @@ def configuration(name: str, epochs: int, seed: int, work: str):
     return config
 
 
+def write_log(name: str, weights: Path, facts: dict, output: Path) -> None:
+    """Average precision of the written weights, and how they came about, to results/ under `output`."""
+    task = Detection(NETWORKS[name](weights=str(weights)), GlyphsCoco(), torch.device("cpu"))
+    found = task.floating_point[1] | facts
+    record.write_text(
+        output / "results" / "glyphs_coco" / "training" / f"{name}.json", json.dumps(found, indent=2) + "\n"
+    )
+    print(json.dumps(found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=NETWORKS, help="which network to train")
-    parser.add_argument("--epochs", type=int, default=10, help="passes over the training scenes (default: 10)")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the training scenes (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and batch order (default: 0)")
     parser.add_argument("--output", type=Path, default=ROOT, help="folder that gets bitsplit/weights/ and results/")
     arguments = parser.parse_args()
@@ -88,12 +98,8 @@ def main() -> None:
     weights.parent.mkdir(parents=True, exist_ok=True)
     halved = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     save_file({name: value.contiguous() for name, value in halved.items()}, weights)
-    source = NETWORKS[arguments.network](weights=str(weights))
-    metrics = Detection(source, GlyphsCoco(), torch.device("cpu")).floating_point[1]
     facts = {"epochs": arguments.epochs, "seed": arguments.seed, "seconds": seconds, "torch": torch.__version__}
-    log = arguments.output / "results" / "glyphs_coco" / "training" / f"{arguments.network}.json"
-    record.write_text(log, json.dumps(metrics | facts, indent=2) + "\n")
-    print(json.dumps(metrics | facts))
+    write_log(arguments.network, weights, facts, arguments.output)
 
 
 if __name__ == "__main__":
