@@ -1,5 +1,7 @@
 """What every layer's inputs look like: one pass over the calibration images serves all layers."""
 
+import collections
+import itertools
 import math
 import time
 import weakref
@@ -68,7 +70,7 @@ class LayerRecord:
     name: str
     stats: LayerStats
     signed: bool
-    source: str  # the first layer that read the same tensor; its own name where there is none
+    source: str  # the first layer that read the same tensors; its own name where there is none
 
 
 @dataclass
@@ -128,16 +130,18 @@ def collect_statistics(
         low, high = _finite_range(name, call.input)
         lows[name] = min(low, lows.get(name, low))
         sources.see(name, call.input)
-        x = call.patches(math.ceil(per_batch * share), generators[name])
+        x = call.patches(math.ceil(per_batch * share * shares.next(name)), generators[name])
         seen, new = counts.get(name, 0), x.shape[1]
         if name not in grams:
             grams[name] = x.new_zeros(x.shape[0], x.shape[2], x.shape[2])
         _average_in(grams[name], x, seen)
         counts[name] = seen + new
 
+    all_pieces, shares = _with_shares(network, layers, pieces(progress(batches, "calibration", total=total)))
     with LayerCalls(network, layers, visit) as calls:
-        for images, part in pieces(progress(batches, "calibration", total=total)):
+        for images, part in all_pieces:
             share = part
+            shares.restart()
             output = network(images)
             if isinstance(output, Tensor) and not output.isfinite().all():
                 raise InputError("the network's output holds NaN or infinity on the calibration pictures")
@@ -184,37 +188,69 @@ def collect_samples(
         earlier = ranges.get(name, (low, high))
         ranges[name] = (min(low, earlier[0]), max(high, earlier[1]))
         channels = call.input.shape[-1 if call.geometry is None else -3]
-        count = math.ceil(max(samples / channels, channel_samples) * share / total)
+        count = math.ceil(max(samples / channels, channel_samples) * share * shares.next(name) / total)
         values[name].append(call.channel_vectors(count, generators[name]))
 
+    all_pieces, shares = _with_shares(network, layers, pieces(progress(batches, "activation ranges", total=total)))
     with LayerCalls(network, layers, visit):
-        for images, part in pieces(progress(batches, "activation ranges", total=total)):
+        for images, part in all_pieces:
             share = part
+            shares.restart()
             network(images)
     return {name: InputSamples(torch.cat(parts), *ranges[name]) for name, parts in values.items() if parts}
 
 
 class _SharedInputs:
-    """Which layers read the same tensor object, and so must read it through the same quantizer."""
+    """Which layers read the very same tensors, call by call, and so can read them through one quantizer."""
 
     def __init__(self) -> None:
-        self._tensors: dict[str, list[tuple[weakref.ref, int]]] = {}
-        self._source: dict[str, str] = {}
+        self._alive: list[tuple[weakref.ref, int, int]] = []  # tensor, its version, its number
+        self._numbers = itertools.count()
+        self._read: dict[str, list[int]] = {}
 
     def see(self, name: str, tensor: Tensor) -> None:
-        self._source.setdefault(name, name)
         # Tensors of inference mode have no version: there, in-place changes between two reads go unnoticed.
         version = 0 if tensor.is_inference() else tensor._version
-        for other, seen in self._tensors.items():
-            seen[:] = [(reference, at) for reference, at in seen if reference() is not None]
-            if any(reference() is tensor and at == version for reference, at in seen):
-                first, second = self._source[other], self._source[name]
-                self._source = {k: first if v == second else v for k, v in self._source.items()}
-                break
-        self._tensors.setdefault(name, []).append((weakref.ref(tensor), version))
+        self._alive = [seen for seen in self._alive if seen[0]() is not None]
+        same = (number for reference, at, number in self._alive if reference() is tensor and at == version)
+        if (number := next(same, None)) is None:
+            number = next(self._numbers)
+            self._alive.append((weakref.ref(tensor), version, number))
+        self._read.setdefault(name, []).append(number)
 
     def of(self, name: str) -> str:
-        return self._source[name]
+        """The first layer that read what this one read; its own name where there is none."""
+        return next(other for other, numbers in self._read.items() if numbers == self._read[name])
+
+
+class _CallShares:
+    """What part of a layer's input in one forward each of its calls reads: a layer that is applied to all levels of a
+    pyramid is sampled by their sizes. Measured on one piece of the pictures."""
+
+    def __init__(self, network: nn.Module, layers: dict[str, nn.Module], images: Tensor):
+        sizes: dict[str, list[int]] = {}
+        with LayerCalls(network, layers, lambda name, call: sizes.setdefault(name, []).append(call.input.numel())):
+            network(images)
+        self._shares = {name: [size / sum(all_) for size in all_] for name, all_ in sizes.items() if sum(all_)}
+        self.restart()
+
+    def restart(self) -> None:
+        """Called before each forward."""
+        self._calls: collections.Counter[str] = collections.Counter()
+
+    def next(self, name: str) -> float:
+        """The share of the layer's next call; 1 where the measured forward had no such call."""
+        call, shares = self._calls[name], self._shares.get(name, ())
+        self._calls[name] += 1
+        return shares[call] if call < len(shares) else 1.0
+
+
+def _with_shares(
+    network: nn.Module, layers: dict[str, nn.Module], stream: Iterator[tuple[Tensor, float]]
+) -> tuple[Iterator[tuple[Tensor, float]], _CallShares]:
+    """The pieces, all of them still, and the shares measured on the first."""
+    first = next(stream)
+    return itertools.chain([first], stream), _CallShares(network, layers, first[0])
 
 
 def pieces(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, float]]:

@@ -233,20 +233,36 @@ def test_source_of_the_down_sampling_convolution(change, shared, sizes):
     assert list(found) == ["stem", "a", "b", "down"]  # the order of the calls
 
 
-def test_layers_that_share_one_of_several_inputs_share_their_source():
-    class Heads(nn.Module):
-        """`a` reads both levels before `b` reads the first of them."""
+class Pyramid(nn.Module):
+    """`a` and `b` read both levels, `c` the coarse one alone."""
 
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 1) for _ in range(3))
 
+    def forward(self, x):
+        levels = x, x[..., ::3, ::3]
+        return sum(self.a(level).sum() + self.b(level).sum() for level in levels) + self.c(levels[1]).sum()
+
+
+def test_layers_share_a_source_where_they_read_the_same_tensors_call_by_call():
+    found = statistics(Pyramid().double(), pictures(2)).layers
+    assert {name: record.source for name, record in found.items()} == {"a": "a", "b": "a", "c": "c"}
+
+
+def test_the_levels_of_a_pyramid_are_sampled_by_their_sizes():
+    """The coarse level, a ninth of the positions, holds the only values of its first row and column."""
+
+    class Marked(Pyramid):
         def forward(self, x):
-            coarse = x[..., ::2]
-            return self.a(x).sum() + self.a(coarse).sum() + self.b(x).sum()
+            return self.a(torch.zeros_like(x)).sum() + self.a(torch.ones_like(x[..., ::3, ::3])).sum()
 
-    found = statistics(Heads().double(), pictures(2)).layers
-    assert found["b"].source == found["a"].source == "a"
+    batches = [torch.zeros(4, 4, 12, 12, dtype=torch.float64)] * 5
+    network = Marked().double()
+    found = collect_statistics(network, batches, 5, patches=1000, seed=0).layers["a"].stats
+    assert found.gram.flatten().tolist() == pytest.approx([0.1] * 16)  # the share of ones among the patches
+    sample = collect_samples(network, {"a": network.a}, batches, 5, 4000, 1, seed=0)["a"].values
+    assert sample.mean().item() == pytest.approx(0.1)
 
 
 def test_signs():
