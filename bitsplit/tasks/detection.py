@@ -55,7 +55,8 @@ class Detection:
     @cached_property
     def module(self) -> DetectorModule:
         """The floating-point detector on its device."""
-        return self.network.module.to(self.device, memory_format=torch.channels_last)
+        # Not in channels last: mmcv's RoI alignment takes every tensor's memory for contiguous.
+        return self.network.module.to(self.device)
 
     def calibration(self, batch_size: int, batches: int, seed: int) -> "CalibrationScenes":
         """Up to `batches` batches of training scenes, through the detector's own pipeline for testing."""
