@@ -22,6 +22,7 @@ SHIPPED_SHA256 = {
     "resnet50_glyphs.safetensors": "f6cc38c880a78b9c35fd021b0c60a3dbbe4c1bdd93798cb15062986cde1c1da0",
     "resnet101_glyphs.safetensors": "b116000781e600d39bd84135c2aa1e80e2247d3fb91d674b8ef71200ccc1f619",
     "vgg16_bn_glyphs.safetensors": "976c3f1a4c328f8760da9451b3f20e609df7830c27e58d409004c0f6ef108093",
+    "retinanet_glyphs.safetensors": "2fa76e07e58ea1259c98bae4de56fd463ded1136a58bd6bac53aa8faca19cd34",
     "mask_rcnn_glyphs.safetensors": "ff09a545eef5f97178b3cba48b8475987531107a39196d68c7851dab90ba7461",
 }
 GLYPHS_PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), crop=64)
