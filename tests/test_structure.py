@@ -182,3 +182,11 @@ def test_what_is_imported_is_a_direct_dependency():
 def test_every_dependency_has_its_reason(file, dependency):
     named = [line for line in (ROOT / file).read_text().splitlines() if re.match(dependency, line)]
     assert named and [line for line in named if "  # " not in line] == []
+
+
+def test_the_detection_lock_goes_on_top_of_the_main_lock():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = (ROOT / "requirements-detection.lock").read_text().split()
+    assert all("==" in pin for pin in pins)
+    assert names_of(project["optional-dependencies"]["detection"]) <= names_of(pins)
+    assert not names_of(pins) & names_of((ROOT / "requirements.lock").read_text().split())
