@@ -1,5 +1,7 @@
 """Quantized layers put in place in any network, and the batch-norm statistics that go with them."""
 
+import collections
+import contextlib
 from collections.abc import Iterable
 
 import torch
@@ -136,6 +138,7 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], total: 
     """
     norms = batch_norms(network).values()
     before = [(norm.training, norm.momentum) for norm in norms]
+    cut = _CutAfterNorms(norms)
     try:
         for norm in norms:
             norm.train()
@@ -144,13 +147,43 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], total: 
                 norm.reset_running_stats()
         for images in progress(batches, "batch-norm", total=total):
             try:
-                network(images)
+                with contextlib.suppress(_NormsDone), cut:
+                    network(images)
             except ValueError as error:  # torch's own, where a channel has a single value in a batch
                 raise InputError(f"batch-norm re-estimation: {error}; use larger batches or mode none") from error
     finally:
         for norm, (training, old_momentum) in zip(norms, before, strict=True):
             norm.train(training)
             norm.momentum = old_momentum
+
+
+class _NormsDone(Exception):  # noqa: N818  nothing is wrong
+    """Thrown out of a forward whose rest has no batch-norm layer."""
+
+
+class _CutAfterNorms:
+    """Ends each forward inside it once every batch-norm layer has run: a detector's heads cost ten times its backbone.
+
+    Only where the first forward, a whole one, calls each exactly once; else forwards run whole.
+    """
+
+    def __init__(self, norms: Iterable[_BatchNorm]):
+        self._norms, self._calls, self._once = list(norms), collections.Counter(), None
+
+    def __enter__(self) -> None:
+        self._calls.clear()
+        self._hooks = [norm.register_forward_hook(self._count) for norm in self._norms]
+
+    def __exit__(self, *exception) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        if self._once is None:
+            self._once = all(self._calls[id(norm)] == 1 for norm in self._norms)
+
+    def _count(self, norm: _BatchNorm, *_) -> None:
+        self._calls[id(norm)] += 1
+        if self._once and len(self._calls) == len(self._norms):
+            raise _NormsDone
 
 
 BatchNormStatistics = dict[str, tuple[Tensor, Tensor]]

@@ -146,3 +146,34 @@ def test_no_shift_where_nothing_changed_and_no_nan_where_nothing_varies():
     dead = {name: (mean, torch.zeros_like(variance)) for name, (mean, variance) in measured.items()}
     for shifted in (shifted_batch_norm(trained, dead, dead), shifted_batch_norm(trained, measured, dead)):
         assert all(v.isfinite().all() and (v >= 0).all() for _, v in shifted.values())
+
+
+class Counting(nn.Module):
+    """A backbone with batch-norm and a head without; `twice` runs the backbone once more."""
+
+    def __init__(self, twice: bool):
+        super().__init__()
+        self.backbone, self.head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Conv2d(4, 2, 1)
+        self.twice, self.heads = twice, 0
+
+    def forward(self, x):
+        y = self.backbone(x)
+        if self.twice:
+            y = y + self.backbone(x.flip(0) * 2)
+        self.heads += 1
+        return self.head(y)
+
+
+@pytest.mark.parametrize("twice, heads", [(False, 1), (True, 3)])
+def test_what_follows_the_last_batch_norm_runs_once_only(twice, heads):
+    torch.manual_seed(0)
+    batches = list(torch.randn(3, 8, 3, 6, 6) + 1)
+    network = Counting(twice)
+    expected = copy.deepcopy(network).train()
+    with torch.no_grad():
+        for batch in batches:
+            expected(batch)
+    reestimate_batch_norm(network, batches, 3, momentum=0.1)
+    assert network.heads == heads
+    assert all(torch.equal(*pair) for pair in zip(network.buffers(), expected.buffers(), strict=True))
+    assert not network.backbone[1]._forward_hooks
