@@ -82,7 +82,8 @@ test-fast: setup  ## Run the tests but for the slowest
 	$(RUN) -m pytest -n auto -m "not slow"
 
 test-detection: $(DETECTION)  ## Run the tests of detection
-	$(RUN) -m pytest -n auto tests/detection notebooks/detection.ipynb
+	$(RUN) -m pytest -n auto tests/detection
+	$(RUN) -m pytest notebooks/detection.ipynb
 
 lint: setup  ## Check style with ruff
 	$(RUN) -m ruff check .

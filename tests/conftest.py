@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,14 @@ def environment(**variables: str) -> dict[str, str]:
     """Of a command under test: one thread, for the test runner fills the cores already, and no data of the user's."""
     given = {name: value for name, value in os.environ.items() if name not in ("IMAGENET_ROOT", "COCO_ROOT")}
     return given | variables | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+def pytest_collection_modifyitems(items):
+    missing = find_spec("mmdet") is None
+    for item in (item for item in items if "tests/detection/" in item.nodeid):
+        item.add_marker(pytest.mark.detection)
+        if missing:
+            item.add_marker(pytest.mark.skip(reason="needs the extra `detection`: make setup-detection"))
 
 
 @pytest.fixture
@@ -82,3 +91,44 @@ def network():
     from networks import Residual, lively
 
     return lively(Residual())
+
+
+@pytest.fixture(scope="session")
+def coco_root(tmp_path_factory):
+    """A COCO folder of 8 training and 8 validation scenes."""
+    from scenes import write_coco
+
+    return write_coco(tmp_path_factory.mktemp("scenes") / "coco", scenes=8)
+
+
+@pytest.fixture(scope="session")
+def config_of(tmp_path_factory):
+    """File with the configuration of a shipped network, as a user's own."""
+    from bitsplit.detectors import GLYPHS_CATEGORIES, GLYPHS_SIDE
+    from bitsplit.narrow_detectors import narrow
+
+    def written(name: str):
+        path = tmp_path_factory.mktemp("configs") / f"{name}.py"
+        narrow(name, GLYPHS_CATEGORIES, GLYPHS_SIDE).dump(path)
+        return path
+
+    return written
+
+
+@pytest.fixture
+def detection(coco_root, config_of):
+    """The task of a shipped network on the few scenes."""
+    import torch
+
+    from bitsplit.data.coco import Coco
+    from bitsplit.detectors import MaskRCNN, RetinaNet
+    from bitsplit.models import shipped
+    from bitsplit.tasks import task_of
+
+    def made(name: str, **options):
+        source = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}[name]
+        weights = str(shipped(f"{name}_glyphs.safetensors"))
+        detector = source(config=str(config_of(name)), weights=weights, **options)
+        return task_of(detector, Coco(str(coco_root)), torch.device("cpu"))
+
+    return made
