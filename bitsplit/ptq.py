@@ -90,7 +90,11 @@ def quantize_weights(
     batches = CalibrationBatches(calibration, network)
     if not statistics.layers:
         raise InputError("the network has no convolution or linear layer that the calibration pictures reach")
-    plans = _plan(network, statistics, settings.bits.decided(method.edge_bits), settings.layers)
+    own = list(weighted_layers(network))  # also those that the calibration pictures do not reach
+    for holder in (*settings.layers.predictions, *settings.layers.floating_point):
+        if not _held(own, (holder,)):
+            raise InputError(f"no layer is named {holder!r} or lies in it; the layers are {', '.join(own)}")
+    plans = _plan(statistics, settings.bits.decided(method.edge_bits), settings.layers)
     with _timed(seconds, "batch_norm"):
         wanted = settings.batch_norm.decided(method.batch_norm, available=len(batches))
         batch_norm = _BatchNormStep(network, batches, wanted, statistics)
@@ -126,7 +130,7 @@ def quantize(
     batches = CalibrationBatches(calibration, network)
     inputs = []
     if settings.bits.abits != FLOAT_BITS:
-        plans = _plan(network, statistics, settings.bits.decided(method.edge_bits), settings.layers)
+        plans = _plan(statistics, settings.bits.decided(method.edge_bits), settings.layers)
         with _timed(seconds, "activations"):
             inputs = _quantize_inputs(network, statistics, plans, method, batches, settings, rows)
     if method.refine:
@@ -160,7 +164,7 @@ def _evaluation_copy(network: nn.Module) -> nn.Module:
     return nn.Sequential(network) if isinstance(network, WEIGHTED) else network
 
 
-def _plan(network: nn.Module, statistics: Statistics, bits: Bits, layers: Layers) -> dict[str, LayerPlan]:
+def _plan(statistics: Statistics, bits: Bits, layers: Layers) -> dict[str, LayerPlan]:
     """Roles by the order of the calls: the first layer called reads the image, the last makes the prediction, unless
     `layers` names those that do.
 
@@ -168,10 +172,6 @@ def _plan(network: nn.Module, statistics: Statistics, bits: Bits, layers: Layers
     """
     names = list(statistics.layers)
     image = statistics.layers[names[0]].source
-    own = list(weighted_layers(network))  # also those that the calibration pictures do not reach
-    for holder in (*layers.predictions, *layers.floating_point):
-        if not _held(own, (holder,)):
-            raise InputError(f"no layer is named {holder!r} or lies in it; the layers are {', '.join(own)}")
     predictions = _held(names, layers.predictions) or names[-1:]
     roles = dict.fromkeys(names, "other") | {names[0]: "first"} | dict.fromkeys(predictions, "last")
     if len(names) == 1:
