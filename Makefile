@@ -83,7 +83,6 @@ test-fast: setup  ## Run the tests but for the slowest
 
 test-detection: $(DETECTION)  ## Run the tests of detection
 	$(RUN) -m pytest -n auto tests/detection
-	$(RUN) -m pytest notebooks/detection.ipynb
 
 lint: setup  ## Check style with ruff
 	$(RUN) -m ruff check .
@@ -156,7 +155,7 @@ reproduce-coco: $(DETECTION)
 	@$(MAKE) table5
 
 ## Maintain
-notebooks: $(DETECTION)  ## Run the notebooks anew and keep their outputs
+notebooks: setup  ## Run the notebooks anew and keep their outputs
 	$(RUN) -m pytest --nbmake --overwrite -n 0 notebooks
 	$(RUN) -m nbstripout --keep-output --keep-count --extra-keys '$(KERNEL)' notebooks/*.ipynb
 

@@ -1,16 +1,14 @@
 """Notebooks are tests that take as long as whole commands."""
 
 import os
-from importlib.util import find_spec
 
 import pytest
 
 
 def pytest_collection_modifyitems(items):
-    for item in (item for item in items if item.path.suffix == ".ipynb"):
-        item.add_marker(pytest.mark.slow)
-        if item.path.stem == "detection" and find_spec("mmdet") is None:
-            item.add_marker(pytest.mark.skip(reason="needs the extra `detection`: make setup-detection"))
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)
