@@ -40,10 +40,22 @@ def environment(**variables: str) -> dict[str, str]:
 
 def pytest_collection_modifyitems(items):
     missing = find_spec("mmdet") is None
-    for item in (item for item in items if "tests/detection/" in item.nodeid):
-        item.add_marker(pytest.mark.detection)
-        if missing:
-            item.add_marker(pytest.mark.skip(reason="needs the extra `detection`: make setup-detection"))
+    for item in items:
+        if item.path.suffix == ".ipynb":  # takes as long as whole commands
+            item.add_marker(pytest.mark.slow)
+        if "tests/detection/" in item.nodeid:
+            item.add_marker(pytest.mark.detection)
+            if missing:
+                item.add_marker(pytest.mark.skip(reason="needs the extra `detection`: make setup-detection"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """One thread a notebook, where the test runner fills the cores already."""
+    with pytest.MonkeyPatch.context() as patch:
+        if item.path.suffix == ".ipynb" and "PYTEST_XDIST_WORKER" in os.environ:
+            patch.setenv("OMP_NUM_THREADS", "1")
+        return (yield)
 
 
 @pytest.fixture
