@@ -3,7 +3,7 @@
 Command:  python experiments/one_layer_at_a_time.py [retinanet mask_rcnn] [--scenes 100]
 Data:     glyphs_coco, embedded; after `make setup-detection`
 Expected: 4 minutes for both networks on one core
-Writes:   results/glyphs_coco/one_layer_at_a_time.csv and .md
+Writes:   results/glyphs_coco/layers/one_layer_at_a_time.csv, .md and .tex
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
         f"What one layer alone takes off, with 4-bit weights and inputs (first and prediction layers 8) and all others "
         f"in floating point: AP in points on {data.title}, the {SHOWN} layers of each network that take most"
     )
-    folder = ROOT / "results" / "glyphs_coco"
+    folder = ROOT / "results" / "glyphs_coco" / "layers"
     print(write(Table(caption, table, worst.astype(object).map(_text)), folder, "one_layer_at_a_time"))
 
 

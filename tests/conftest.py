@@ -33,8 +33,10 @@ def composed(*overrides: str, hydra: bool = False):
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Of a command under test: one thread, for the test runner fills the cores already, and no data of the user's."""
-    given = {name: value for name, value in os.environ.items() if name not in ("IMAGENET_ROOT", "COCO_ROOT")}
+    """Of a command under test: one thread, for the test runner fills the cores already, no data of the user's, and
+    no trace of the make that runs the tests."""
+    foreign = ("IMAGENET_ROOT", "COCO_ROOT", "MAKELEVEL", "MAKEFLAGS", "MFLAGS")
+    given = {name: value for name, value in os.environ.items() if name not in foreign}
     return given | variables | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 

@@ -14,7 +14,7 @@ from bitsplit.report.against_paper import against_paper
 
 def made(*arguments: str) -> subprocess.CompletedProcess:
     line = ["make", "reproduce", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment(MAKEFLAGS=""))
+    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment())
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from bitsplit.errors import InputError
 from bitsplit.tasks.detection import average_precision
 
 
 def by_hand(annotations, detections, kind) -> list[float]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     truth = COCO(str(annotations))
     evaluation = COCOeval(truth, truth.loadRes(str(detections)), kind)
     evaluation.evaluate()
