@@ -48,6 +48,30 @@ class InputQuantizer(nn.Module):
         return f"bits={bits}, signed={self.signed}, scale={scale}"
 
 
+class CallQuantizers(nn.ModuleList):
+    """The `InputQuantizer` of each call of one layer, in the order of its calls in a forward.
+
+    A layer that is applied to all levels of a pyramid reads tensors of very different ranges; each is a tensor of its
+    own, with a scale of its own. The network must call the layer as often in every forward as in calibration; after a
+    forward that did not end, `restart` or the network's `eval` makes the next call the first again.
+    """
+
+    def __init__(self, quantizers: Iterable[InputQuantizer]):
+        super().__init__(quantizers)
+        self.restart()
+
+    def restart(self) -> None:
+        self._call = 0
+
+    def train(self, mode: bool = True) -> "CallQuantizers":
+        self.restart()
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        quantizer, self._call = self[self._call], (self._call + 1) % len(self)
+        return quantizer(x)
+
+
 class QuantizedLayer(nn.Module):
     """A convolution, transposed or not, or a linear layer with integer weights, a quantized input, or both.
 
@@ -70,7 +94,7 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("scale", None)
         self.register_buffer("offset", None)
         self.layer = layer
-        self.input_quantizer: InputQuantizer | None = None
+        self.input_quantizer: InputQuantizer | CallQuantizers | None = None
         if codes is not None:
             weight = layer.weight
             del layer.weight
@@ -138,7 +162,7 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], total: 
     """
     norms = batch_norms(network).values()
     before = [(norm.training, norm.momentum) for norm in norms]
-    cut = _CutAfterNorms(norms)
+    cut = _CutAfterNorms(network)
     try:
         for norm in norms:
             norm.train()
@@ -167,8 +191,9 @@ class _CutAfterNorms:
     Only where the first forward, a whole one, calls each exactly once; else forwards run whole.
     """
 
-    def __init__(self, norms: Iterable[_BatchNorm]):
-        self._norms, self._calls, self._once = list(norms), collections.Counter(), None
+    def __init__(self, network: nn.Module):
+        self._norms, self._calls, self._once = list(batch_norms(network).values()), collections.Counter(), None
+        self._interrupted = [module for module in network.modules() if isinstance(module, CallQuantizers)]
 
     def __enter__(self) -> None:
         self._calls.clear()
@@ -177,6 +202,8 @@ class _CutAfterNorms:
     def __exit__(self, *exception) -> None:
         for hook in self._hooks:
             hook.remove()
+        for quantizers in self._interrupted:
+            quantizers.restart()
         if self._once is None:
             self._once = all(self._calls[id(norm)] == 1 for norm in self._norms)
 

@@ -18,6 +18,7 @@ from bitsplit.config import FLOAT_BITS, BatchNorm, Bits, Layers, Settings
 from bitsplit.errors import InputError
 from bitsplit.layers import (
     BatchNormStatistics,
+    CallQuantizers,
     InputQuantizer,
     QuantizedLayer,
     batch_norm_statistics,
@@ -136,7 +137,8 @@ def quantize(
     if method.refine:
         loss = CalibrationLoss(_evaluation_copy(given), network, batches)
         with _timed(seconds, "refinement"):
-            method.refine([layer.refinable() for layer in weights.values()], [i.refinable() for i in inputs], loss)
+            refinable = [layer.refinable() for layer in weights.values()]
+            method.refine(refinable, [one for shared in inputs for one in shared.refinable()], loss)
     if settings.bits.abits != FLOAT_BITS:
         with _timed(seconds, "batch_norm"):
             stage.batch_norm.apply(network)
@@ -145,7 +147,7 @@ def quantize(
     for shared in inputs:
         error = _input_error(shared)
         for name in shared.names:
-            rows[name] |= {"signed": shared.quantizer.signed, "input_error": error}
+            rows[name] |= {"signed": shared.quantizers[0].signed, "input_error": error}
     network.report, network.seconds = pandas.DataFrame(rows.values()), seconds
     return network.eval()
 
@@ -212,14 +214,15 @@ class _QuantizedWeight:
 
 @dataclass
 class _QuantizedInput:
-    """A quantizer, the layers that read through it, and a sample of what it reads."""
+    """What one or several layers read, call by call: a quantizer and a sample of what it reads for each call."""
 
     names: list[str]
-    quantizer: InputQuantizer
-    samples: InputSamples
+    quantizers: list[InputQuantizer]
+    samples: list[InputSamples]
 
-    def refinable(self) -> RefinableInput:
-        return RefinableInput(self.samples, self.quantizer.grid, self.quantizer.scale.copy_)
+    def refinable(self) -> list[RefinableInput]:
+        pairs = zip(self.samples, self.quantizers, strict=True)
+        return [RefinableInput(samples, quantizer.grid, quantizer.scale.copy_) for samples, quantizer in pairs]
 
 
 def _quantize_weights(
@@ -275,7 +278,8 @@ def _quantize_inputs(
     settings: Settings,
     rows: dict[str, dict],
 ) -> list[_QuantizedInput]:
-    """Gives every layer that is asked for with integer inputs its quantizer; layers that read one tensor share it."""
+    """Gives every layer that is asked for with integer inputs its quantizers: one for each tensor that it reads in a
+    forward. Layers that read the same tensors share them."""
     wanted = {name: plan for name, plan in plans.items() if plan.abits != FLOAT_BITS}
     total = batches.count(settings.calibration.scale_batches)
     for name, plan in wanted.items():
@@ -298,14 +302,21 @@ def _quantize_inputs(
             for name in names:
                 rows[name] |= {"abits": FLOAT_BITS, "note": "input left in floating point: not called on its pictures"}
             continue
-        pooled = InputSamples.pooled(seen)
-        signed = pooled.low < 0 or any(statistics.layers[name].signed for name in names)
-        grid = method.input_grid(pooled, abits, signed)
-        quantizer = InputQuantizer(grid, method.calibrate_activations(pooled, grid), trailing)
-        for module in network.modules():
-            if isinstance(module, QuantizedLayer) and any(module.layer.weight is weights[name] for name in names):
-                module.input_quantizer = quantizer
-        quantized.append(_QuantizedInput(names, quantizer, pooled))
+        if all(len(calls) == statistics.layers[names[0]].calls for calls in seen):
+            tensors = [InputSamples.pooled(call) for call in zip(*seen, strict=True)]
+        else:  # called more or less often from forward to forward
+            tensors = [InputSamples.pooled([call for calls in seen for call in calls])]
+        signed = any(t.low < 0 for t in tensors) or any(statistics.layers[name].signed for name in names)
+        quantizers = []
+        for tensor in tensors:
+            grid = method.input_grid(tensor, abits, signed)
+            quantizers.append(InputQuantizer(grid, method.calibrate_activations(tensor, grid), trailing))
+        for name in names:
+            reads = CallQuantizers(quantizers) if len(quantizers) > 1 else quantizers[0]
+            for module in network.modules():
+                if isinstance(module, QuantizedLayer) and module.layer.weight is weights[name]:
+                    module.input_quantizer = reads
+        quantized.append(_QuantizedInput(names, quantizers, tensors))
     return quantized
 
 
@@ -353,10 +364,12 @@ def _relative_error(weight: Tensor, stats: LayerStats) -> float:
 
 def _input_error(shared: _QuantizedInput) -> float:
     """‖x − x̂‖² / ‖x‖² of a layer's input."""
-    values, grid = shared.samples.values, shared.quantizer.grid.reshaped(-1)
-    scale = shared.quantizer.scale.flatten()
-    power = values.square().sum()
-    return ((values - grid.quantize(values, scale) * scale).square().sum() / power).item() if power > 0 else 0.0
+    squared = power = 0.0
+    for samples, quantizer in zip(shared.samples, shared.quantizers, strict=True):
+        values, grid, scale = samples.values, quantizer.grid.reshaped(-1), quantizer.scale.flatten()
+        squared += (values - grid.quantize(values, scale) * scale).square().sum().item()
+        power += values.square().sum().item()
+    return squared / power if power > 0 else 0.0
 
 
 @contextmanager

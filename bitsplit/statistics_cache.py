@@ -37,15 +37,15 @@ def _read(path: Path, network: nn.Module) -> Statistics:
     state = torch.load(path, weights_only=True, mmap=True)
     device, layers = next(network.parameters()).device, weighted_layers(network)
     records = {}
-    for name, (gram, n, signed, source) in state["layers"].items():
+    for name, (gram, n, *rest) in state["layers"].items():
         weight = grouped_weight(layers[name]).to(gram.dtype)
-        records[name] = LayerRecord(name, LayerStats.of_weight(gram.to(device), weight, n), signed, source)
+        records[name] = LayerRecord(name, LayerStats.of_weight(gram.to(device), weight, n), *rest)
     return Statistics(records, state["skipped"], seconds=0.0)
 
 
 def _write(path: Path, found: Statistics) -> None:
     layers = {
-        name: (layer.stats.gram.cpu(), layer.stats.n, layer.signed, layer.source)
+        name: (layer.stats.gram.cpu(), layer.stats.n, layer.signed, layer.source, layer.calls)
         for name, layer in found.layers.items()
     }
     with whole_file(path) as temporary:

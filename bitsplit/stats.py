@@ -1,6 +1,7 @@
 """What every layer's inputs look like: one pass over the calibration images serves all layers."""
 
 import collections
+import contextlib
 import itertools
 import math
 import time
@@ -65,12 +66,13 @@ class InputSamples:
 
 @dataclass
 class LayerRecord:
-    """What the pass saw of one layer: its statistics, the range of its input, and whose input it shares."""
+    """What the pass saw of one layer: its statistics, the range of its input, whose input it shares, its calls."""
 
     name: str
     stats: LayerStats
     signed: bool
     source: str  # the first layer that read the same tensors; its own name where there is none
+    calls: int  # in every forward; 0 where their number varies
 
 
 @dataclass
@@ -130,19 +132,21 @@ def collect_statistics(
         low, high = _finite_range(name, call.input)
         lows[name] = min(low, lows.get(name, low))
         sources.see(name, call.input)
-        x = call.patches(math.ceil(per_batch * share * shares.next(name)), generators[name])
+        x = call.patches(math.ceil(per_batch * share * calls_seen.next_share(name)), generators[name])
         seen, new = counts.get(name, 0), x.shape[1]
         if name not in grams:
             grams[name] = x.new_zeros(x.shape[0], x.shape[2], x.shape[2])
         _average_in(grams[name], x, seen)
         counts[name] = seen + new
 
-    all_pieces, shares = _with_shares(network, layers, pieces(progress(batches, "calibration", total=total)))
+    stream = pieces(progress(batches, "calibration", total=total))
+    first = next(stream)
+    calls_seen = _Calls(network, layers, first[0])
     with LayerCalls(network, layers, visit) as calls:
-        for images, part in all_pieces:
+        for images, part in itertools.chain([first], stream):
             share = part
-            shares.restart()
-            output = network(images)
+            with calls_seen.forward():
+                output = network(images)
             if isinstance(output, Tensor) and not output.isfinite().all():
                 raise InputError("the network's output holds NaN or infinity on the calibration pictures")
 
@@ -154,7 +158,7 @@ def collect_statistics(
         stats = LayerStats.of_weight(gram, grouped_weight(layers[name]).to(gram.dtype), counts[name])
         source = sources.of(name)
         signed = any(lows[other] < 0 for other in grams if sources.of(other) == source)
-        statistics.layers[name] = LayerRecord(name, stats, signed, source)
+        statistics.layers[name] = LayerRecord(name, stats, signed, source, calls_seen.of(name))
     for name, module in network.named_modules():
         key = f"{name}.weight"
         if isinstance(module, WEIGHTED) and "weight" not in module._parameters:
@@ -174,30 +178,35 @@ def collect_samples(
     samples: int,
     channel_samples: int,
     seed: int,
-) -> dict[str, InputSamples]:
-    """A uniform sample of about `samples` input values of each of `layers`, from all of `batches`; more where that
-    would leave fewer than `channel_samples` a channel."""
+) -> dict[str, list[InputSamples]]:
+    """A uniform sample of about `samples` input values of each call of `layers` in a forward, by layer and call, from
+    all of `batches`; more where that would leave fewer than `channel_samples` a channel."""
     device = next(network.parameters()).device
     generators = {name: generator_for(f"{name}/input", seed, device) for name in layers}
-    values: dict[str, list[Tensor]] = {name: [] for name in layers}
-    ranges: dict[str, tuple[float, float]] = {}
+    values: dict[tuple[str, int], list[Tensor]] = collections.defaultdict(list)
+    ranges: dict[tuple[str, int], tuple[float, float]] = {}
     share = 1.0
+    calls: collections.Counter[str] = collections.Counter()  # of the forward that is running
 
     def visit(name: str, call: LayerCall) -> None:
+        key = name, calls[name]
+        calls[name] += 1
         low, high = _finite_range(name, call.input)
-        earlier = ranges.get(name, (low, high))
-        ranges[name] = (min(low, earlier[0]), max(high, earlier[1]))
+        earlier = ranges.get(key, (low, high))
+        ranges[key] = (min(low, earlier[0]), max(high, earlier[1]))
         channels = call.input.shape[-1 if call.geometry is None else -3]
-        count = math.ceil(max(samples / channels, channel_samples) * share * shares.next(name) / total)
-        values[name].append(call.channel_vectors(count, generators[name]))
+        count = math.ceil(max(samples / channels, channel_samples) * share / total)
+        values[key].append(call.channel_vectors(count, generators[name]))
 
-    all_pieces, shares = _with_shares(network, layers, pieces(progress(batches, "activation ranges", total=total)))
     with LayerCalls(network, layers, visit):
-        for images, part in all_pieces:
+        for images, part in pieces(progress(batches, "activation ranges", total=total)):
             share = part
-            shares.restart()
+            calls.clear()
             network(images)
-    return {name: InputSamples(torch.cat(parts), *ranges[name]) for name, parts in values.items() if parts}
+    found: dict[str, list[InputSamples]] = collections.defaultdict(list)
+    for (name, call), parts in sorted(values.items()):
+        found[name].append(InputSamples(torch.cat(parts), *ranges[name, call]))
+    return dict(found)
 
 
 class _SharedInputs:
@@ -223,34 +232,37 @@ class _SharedInputs:
         return next(other for other, numbers in self._read.items() if numbers == self._read[name])
 
 
-class _CallShares:
-    """What part of a layer's input in one forward each of its calls reads: a layer that is applied to all levels of a
-    pyramid is sampled by their sizes. Measured on one piece of the pictures."""
+class _Calls:
+    """The calls of each layer in one forward: how many, and what part of its whole input each reads.
+
+    A layer that is applied to all levels of a pyramid is sampled by their sizes, as measured on one piece of pictures.
+    """
 
     def __init__(self, network: nn.Module, layers: dict[str, nn.Module], images: Tensor):
-        sizes: dict[str, list[int]] = {}
-        with LayerCalls(network, layers, lambda name, call: sizes.setdefault(name, []).append(call.input.numel())):
+        sizes: dict[str, list[int]] = collections.defaultdict(list)
+        with LayerCalls(network, layers, lambda name, call: sizes[name].append(call.input.numel())):
             network(images)
-        self._shares = {name: [size / sum(all_) for size in all_] for name, all_ in sizes.items() if sum(all_)}
-        self.restart()
+        self._shares = {name: [size / max(sum(all_), 1) for size in all_] for name, all_ in sizes.items()}
+        self._varying: set[str] = set()
+        self._running: collections.Counter[str] = collections.Counter()
 
-    def restart(self) -> None:
-        """Called before each forward."""
-        self._calls: collections.Counter[str] = collections.Counter()
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        """Around each forward."""
+        self._running.clear()
+        yield
+        numbers = {name: len(shares) for name, shares in self._shares.items()}
+        self._varying |= {name for name in numbers | self._running if self._running[name] != numbers.get(name, 0)}
 
-    def next(self, name: str) -> float:
+    def next_share(self, name: str) -> float:
         """The share of the layer's next call; 1 where the measured forward had no such call."""
-        call, shares = self._calls[name], self._shares.get(name, ())
-        self._calls[name] += 1
+        call, shares = self._running[name], self._shares.get(name, ())
+        self._running[name] += 1
         return shares[call] if call < len(shares) else 1.0
 
-
-def _with_shares(
-    network: nn.Module, layers: dict[str, nn.Module], stream: Iterator[tuple[Tensor, float]]
-) -> tuple[Iterator[tuple[Tensor, float]], _CallShares]:
-    """The pieces, all of them still, and the shares measured on the first."""
-    first = next(stream)
-    return itertools.chain([first], stream), _CallShares(network, layers, first[0])
+    def of(self, name: str) -> int:
+        """The number of calls in every forward; 0 where it varies."""
+        return 0 if name in self._varying else len(self._shares.get(name, ()))
 
 
 def pieces(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, float]]:

@@ -67,6 +67,48 @@ class Tokens(nn.Module):
         return self.head(x.mean(dim=1))
 
 
+class Levels(nn.Module):
+    """Two layers read both levels of a pyramid, of which the coarse one is a hundred times larger."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.stem, self.one, self.two, self.head = (nn.Conv2d(i, 4, 1) for i in (3, 4, 4, 8))
+
+    def forward(self, x):
+        x = self.stem(x)
+        levels = x, 100 * x[..., ::2, ::2]
+        return torch.cat([self.head(torch.cat([self.one(x), self.two(x)], 1)).flatten(1) for x in levels], 1)
+
+
+@every_method
+def test_each_level_of_a_pyramid_has_a_scale_of_its_own(method):
+    network = Levels()
+    quantized = bitsplit.quantize(network, BATCHES, 8, 4, method, settings=SMALL)
+    one, two = quantized.one.input_quantizer, quantized.two.input_quantizer
+    assert one is not two and len(one) == 2 and list(one) == list(two)
+    fine, coarse = (quantizer.scale.mean() for quantizer in one)
+    assert 20 < coarse / fine < 500
+    expected, given = outputs(network), outputs(quantized)
+    assert torch.equal(outputs(quantized), given)  # each forward begins with the first level
+    for level in (slice(0, 4 * 144), slice(4 * 144, None)):
+        error = (given - expected)[:, level].square().sum() / expected[:, level].square().sum()
+        assert error < 0.1
+    quantized.one(torch.ones(1, 4, 1, 1))  # a call out of turn, forgotten by eval
+    assert torch.equal(outputs(quantized.eval()), given)
+
+
+def test_a_layer_called_more_or_less_often_has_one_scale():
+    class Sometimes(Levels):
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(torch.cat([self.one(x), self.two(self.two(x)) if x.sum() > 0 else self.two(x)], 1))
+
+    batches = [x + shift for x, shift in zip(BATCHES, (-5, 5, -5, 5), strict=False)]
+    quantized = bitsplit.quantize(Sometimes(), batches, 8, 4, settings=SMALL)
+    assert quantized.two.input_quantizer.scale.shape == ()
+
+
 @every_method
 def test_linear_layers_on_sequences_and_shared_weights(method):
     network = Tokens()

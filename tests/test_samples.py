@@ -17,11 +17,12 @@ def test_samples_are_input_values_with_the_extremes_of_all(asked, count):
     inputs = {"stem": torch.cat(batches), "a": network.stem(torch.cat(batches)).relu().detach()}
     assert set(found) == set(inputs)
     for name, x in inputs.items():
-        vectors, values = x.movedim(1, -1).reshape(-1, 4), found[name].values
+        (sample,) = found[name]
+        vectors, values = x.movedim(1, -1).reshape(-1, 4), sample.values
         assert values.shape[1] == 4
         assert torch.cdist(values, vectors).amin(dim=1).max() < 1e-7
-        assert found[name].low == pytest.approx(x.min().item(), abs=1e-12)
-        assert found[name].high == pytest.approx(x.max().item(), abs=1e-12)
+        assert sample.low == pytest.approx(x.min().item(), abs=1e-12)
+        assert sample.high == pytest.approx(x.max().item(), abs=1e-12)
         if count:
             assert count <= len(values) < count + len(batches)
         else:
@@ -30,7 +31,7 @@ def test_samples_are_input_values_with_the_extremes_of_all(asked, count):
 
 def test_few_values_a_channel_are_all_taken():
     network, batches = Block().double(), pictures(2, 1)
-    found = collect_samples(network, {"stem": network.stem}, batches, len(batches), 50, 1000, seed=0)["stem"]
+    found = collect_samples(network, {"stem": network.stem}, batches, len(batches), 50, 1000, seed=0)["stem"][0]
     vectors = torch.cat(batches).movedim(1, -1).reshape(-1, 4)
     assert torch.equal(found.values, vectors)
 
@@ -38,9 +39,9 @@ def test_few_values_a_channel_are_all_taken():
 def test_a_linear_layer_has_a_thousand_values_of_each_feature():
     batches = [torch.randn(700, 60, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     network = nn.Sequential(nn.Linear(60, 2))
-    found = collect_samples(network, {"0": network[0]}, batches, len(batches), 6000, 1000, seed=0)["0"]
+    found = collect_samples(network, {"0": network[0]}, batches, len(batches), 6000, 1000, seed=0)["0"][0]
     assert found.values.shape == (1000, 60)
-    more = collect_samples(network, {"0": network[0]}, batches, len(batches), 90_000, 1000, seed=0)["0"]
+    more = collect_samples(network, {"0": network[0]}, batches, len(batches), 90_000, 1000, seed=0)["0"][0]
     assert more.values.shape == (1500, 60)
 
 
@@ -48,7 +49,7 @@ def test_samples_are_uniform_over_batches_pictures_and_positions():
     index = torch.arange(6 * 1600.0).reshape(6, 1, 40, 40)
     network = nn.Sequential(nn.Conv2d(1, 1, 1))
     values = [
-        collect_samples(network, {"0": network[0]}, index.split(2), 3, 1200, 1000, seed)["0"].values.flatten()
+        collect_samples(network, {"0": network[0]}, index.split(2), 3, 1200, 1000, seed)["0"][0].values.flatten()
         for seed in range(20)
     ]
     drawn = torch.cat(values)
@@ -58,6 +59,21 @@ def test_samples_are_uniform_over_batches_pictures_and_positions():
     assert ((counts - 4000).abs() < 5 * 4000**0.5).all()
     rows, columns = (torch.bincount((drawn // d % 40).long(), minlength=40) for d in (40, 1))
     assert ((rows - 600).abs() < 5 * 600**0.5).all() and ((columns - 600).abs() < 5 * 600**0.5).all()
+
+
+def test_each_call_of_a_layer_has_samples_of_its_own():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.a(x).sum() + self.a(9 - x[..., ::2, ::2]).sum()
+
+    network, batches = Twice(), [torch.rand(2, 4, 6, 6, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    first, second = collect_samples(network, {"a": network.a}, batches, 3, 100, 1, seed=0)["a"]
+    assert first.values.shape == second.values.shape == (27, 4)  # 100 / 4 channels, rounded up in each batch
+    assert first.values.max() <= first.high <= 1 and second.values.min() >= second.low >= 8
 
 
 def test_pooled_samples():

@@ -261,8 +261,22 @@ def test_the_levels_of_a_pyramid_are_sampled_by_their_sizes():
     network = Marked().double()
     found = collect_statistics(network, batches, 5, patches=1000, seed=0).layers["a"].stats
     assert found.gram.flatten().tolist() == pytest.approx([0.1] * 16)  # the share of ones among the patches
-    sample = collect_samples(network, {"a": network.a}, batches, 5, 4000, 1, seed=0)["a"].values
-    assert sample.mean().item() == pytest.approx(0.1)
+
+
+def test_calls_in_a_forward():
+    """Modules that share a weight are one layer; a layer called now once, now twice has no number of calls."""
+
+    class Sometimes(Pyramid):
+        def forward(self, x):
+            return super().forward(x) + (self.c(x).sum() if x.sum() > 0 else 0)
+
+    batches = [sign * torch.ones(1, 4, 6, 6, dtype=torch.float64) for sign in (1, -1, 1)]
+    for order in (batches, batches[1:]):
+        found = statistics(Sometimes().double(), order).layers
+        assert {name: record.calls for name, record in found.items()} == {"a": 2, "b": 2, "c": 0}
+    twins = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)).double()
+    twins[2].weight = twins[0].weight
+    assert statistics(twins, pictures(2)).layers["0"].calls == 2
 
 
 def test_signs():
