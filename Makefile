@@ -81,8 +81,8 @@ test: setup  ## Run all tests of the main install
 test-fast: setup  ## Run the tests but for the slowest
 	$(RUN) -m pytest -n auto -m "not slow"
 
-test-detection: $(DETECTION)  ## Run the tests of detection
-	$(RUN) -m pytest -n auto tests/detection
+test-detection: $(DETECTION)  ## Run the tests of detection, its notebook among them
+	$(RUN) -m pytest -n auto tests/detection notebooks/detection.ipynb
 
 lint: setup  ## Check style with ruff
 	$(RUN) -m ruff check .
@@ -152,10 +152,11 @@ reproduce-imagenet: setup
 	@$(MAKE) -j1 --keep-going table4 table4-equal table-weights table-both tables figures comparison
 
 reproduce-coco: $(DETECTION)
-	@$(MAKE) table5
+	@$(RUN) experiments/estimate_detection.py data=coco data.root=$(ROOT) hydra/launcher=$(LAUNCHER) $(FORCED) $(ARGS)
+	@$(MAKE) -j1 --keep-going table5 tables figures
 
 ## Maintain
-notebooks: setup  ## Run the notebooks anew and keep their outputs
+notebooks: $(DETECTION)  ## Run the notebooks anew and keep their outputs
 	$(RUN) -m pytest --nbmake --overwrite -n 0 notebooks
 	$(RUN) -m nbstripout --keep-output --keep-count --extra-keys '$(KERNEL)' notebooks/*.ipynb
 

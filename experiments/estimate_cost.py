@@ -45,8 +45,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = Settings()
 EXPERIMENTS = {"table4": "table4", "table-weights": "weights", "table-both": "both", "table4-equal": "table4_equal"}
 CALIBRATION_PICTURES = SETTINGS.calibration.gram_batches * SETTINGS.calibration.batch_size
-SCALE_PICTURES = SETTINGS.calibration.scale_batches * SETTINGS.calibration.batch_size
-BATCH_NORM_PICTURES = SETTINGS.batch_norm.batches * SETTINGS.calibration.batch_size
 MOST_INPUTS = 4608  # of a timed solve; VGG's first linear layer has 25,088
 ROWS = 64  # output channels of a timed solve; rows are independent, so its time is scaled to all of them
 
@@ -93,6 +91,12 @@ def checked(arguments: Sequence[str]) -> str:
     """What the arguments of run.py name as data, in words; InputError where its cells could not run."""
     config = sweep_of("table4", arguments)
     return one_cell.Cell.of(configured(config, expand(config)[0])).bench.task.title
+
+
+def counted(title: str, cells: dict[str, list[Cell]], arguments: Sequence[str]) -> str:
+    """How many cells of each experiment have no record, in words."""
+    counts = (f"{name} {len(new)} of {len(expand(sweep_of(name, arguments)))}" for name, new in cells.items())
+    return f"{title}; cells without a record: {', '.join(counts)}"
 
 
 def timed(action, device: torch.device) -> float:
@@ -171,20 +175,26 @@ def measured(name: str, device: torch.device, pictures: int) -> dict[str, float]
     return speed | {"statistics": fixed + slope * CALIBRATION_PICTURES, "solve": solve_seconds(network, device)}
 
 
-def seconds_of_cells(cells: list[Cell], speed: dict[str, float], images: int) -> float:
-    """Seconds of the cells of one network: what all share, what those with the same weights share, each one's own."""
+def seconds_of_cells(
+    cells: list[Cell], speed: dict[str, float], images: int, batch: int = SETTINGS.calibration.batch_size
+) -> float:
+    """Seconds of the cells of one network: what all share, what those with the same weights share, each one's own.
+
+    `images` pictures for validation, `batch` in a batch of the calibration.
+    """
     seconds = images * speed["forward"] + speed["statistics"] if cells else 0
-    batch_norm = BATCH_NORM_PICTURES * speed["batch_norm"]
+    batch_norm = SETTINGS.batch_norm.batches * batch * speed["batch_norm"]
     for _ in {cell.batch_norm.mode for cell in cells} - {"none"}:
         seconds += images * speed["forward"] + batch_norm  # the floating-point network with the same re-estimation
     for cell in {cell.weights for cell in cells}:
         seconds += 0 if cell.batch_norm.mode == "none" else batch_norm
         if hasattr(cell.method, "sweeps"):
             seconds += speed["solve"] * cell.bits.wbits / 4  # planes and sweeps grow with the bits
+    scales = SETTINGS.calibration.scale_batches * batch * speed["forward"]
     for cell in cells:
         seconds += images * speed["forward"]
         if cell.bits.abits != FLOAT_BITS:
-            seconds += SCALE_PICTURES * speed["forward"] + (0 if cell.batch_norm.mode == "none" else batch_norm)
+            seconds += scales + (0 if cell.batch_norm.mode == "none" else batch_norm)
         if hasattr(cell.method, "evaluations"):
             seconds += cell.method.evaluations * cell.method.images * speed["forward"]
     return seconds
@@ -209,11 +219,8 @@ def main() -> int:
         return 2
     tables = {title: cells_of(experiment, arguments.arguments) for title, experiment in EXPERIMENTS.items()}
     if data:
-        cells = {
-            name: len(expand(sweep_of(experiment, arguments.arguments))) for name, experiment in EXPERIMENTS.items()
-        }
-        counts = ", ".join(f"{name} {len(tables[name])} of {count}" for name, count in cells.items())
-        print(f"{data}; cells without a record: {counts}", flush=True)
+        found = {experiment: tables[title] for title, experiment in EXPERIMENTS.items()}
+        print(counted(data, found, arguments.arguments), flush=True)
         if not any(tables.values()):
             return 0
         print("measuring this machine for an estimate, some minutes …", flush=True)

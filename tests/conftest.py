@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.suffix == ".ipynb":  # takes as long as whole commands
             item.add_marker(pytest.mark.slow)
-        if "tests/detection/" in item.nodeid:
+        if "tests/detection/" in item.nodeid or item.path.name == "detection.ipynb":
             item.add_marker(pytest.mark.detection)
             if missing:
                 item.add_marker(pytest.mark.skip(reason="needs the extra `detection`: make setup-detection"))

@@ -19,7 +19,8 @@ def code_cells(path) -> list[dict]:
 
 
 def test_there_are_notebooks():
-    assert {"accuracy_vs_bitwidth", "how_bitsplit_works", "your_own_network"} <= {path.stem for path in NOTEBOOKS}
+    expected = {"accuracy_vs_bitwidth", "how_bitsplit_works", "your_own_network", "detection"}
+    assert expected <= {path.stem for path in NOTEBOOKS}
 
 
 @every_notebook

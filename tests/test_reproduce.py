@@ -49,6 +49,13 @@ def test_steps_are_in_order():
     assert all("data=imagenet" in line and "data.root=tests" in line and "seed=1" in line for line in cells)
 
 
+def test_steps_for_coco_are_in_order():
+    done = made("-n", "DATA=coco", "ROOT=tests")
+    steps = re.findall(r"estimate_detection|experiment=\w+|bitsplit\.report(?: \w+ ?\w*)?$", done.stdout, re.MULTILINE)
+    assert steps == ["estimate_detection", "experiment=table5", "bitsplit.report", "bitsplit.report figures"]
+    assert "data=coco" in done.stdout and "data.root=tests" in done.stdout
+
+
 def estimated(*arguments: str) -> subprocess.CompletedProcess:
     line = [sys.executable, "experiments/estimate_cost.py", *arguments]
     return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bitsplit.data.glyphs_coco import VALIDATION_SCENES, dataset
+from bitsplit.data.glyphs_coco import TRAINING_SCENES, VALIDATION_SCENES, dataset
 from bitsplit.errors import InputError
 
 FULL_VALIDATION = 5_000
@@ -83,19 +83,21 @@ class Coco:
 
 @dataclass(frozen=True)
 class GlyphsCoco:
-    """The embedded scenes: 3,000 for training and calibration, and the first `validation_scenes` for validation."""
+    """The embedded scenes: the first `training_scenes` for training and calibration, of 3,000, and the first
+    `validation_scenes` for validation, of 500."""
 
     validation_scenes: int = VALIDATION_SCENES
+    training_scenes: int = TRAINING_SCENES
 
     task = "detection"
     domain = "glyphs_coco"
     name = "glyphs_coco"
 
     def __post_init__(self) -> None:
-        if isinstance(self.validation_scenes, bool) or not isinstance(self.validation_scenes, int):
-            raise InputError(f"data.validation_scenes must be a whole number, got {self.validation_scenes!r}")
-        if not 1 <= self.validation_scenes <= VALIDATION_SCENES:
-            raise InputError(f"data.validation_scenes must be in 1..{VALIDATION_SCENES}, got {self.validation_scenes}")
+        for key, most in (("validation_scenes", VALIDATION_SCENES), ("training_scenes", TRAINING_SCENES)):
+            scenes = getattr(self, key)
+            if isinstance(scenes, bool) or not isinstance(scenes, int) or not 1 <= scenes <= most:
+                raise InputError(f"data.{key} must be a whole number in 1..{most}, got {scenes!r}")
 
     @property
     def title(self) -> str:
@@ -103,5 +105,5 @@ class GlyphsCoco:
 
     def scenes(self, split: str) -> Scenes:
         """The scenes of "train" or "val", drawn on first use."""
-        folder = dataset(split, self.validation_scenes if split == "val" else None)
+        folder = dataset(split, {"train": self.training_scenes, "val": self.validation_scenes}[split])
         return Scenes(folder / "annotations.json", folder / "images")

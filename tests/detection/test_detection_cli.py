@@ -1,10 +1,13 @@
 """`python run.py model=retinanet|mask_rcnn` as a user types it, and one line for whatever is wrong."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
-from conftest import ROOT, SHARED, SMALL
+from conftest import ROOT, SHARED, SMALL, environment
 
 from bitsplit import record
 from bitsplit.models import shipped
@@ -35,6 +38,23 @@ def test_a_run_on_a_coco_folder(command, own, coco_root, tmp_path, name):
     assert run["metrics"]["fp32"]["bbox_ap"] > 20 and str(ROOT) not in path.read_text()
     again = command(*arguments)
     assert "Already there" in again.stdout
+
+
+@pytest.mark.slow
+def test_hours_are_estimated_for_the_cells_without_a_record(command, own, coco_root, tmp_path):
+    cells = [*own("retinanet"), "data=coco", f"data.root={coco_root}", *SMALL, "calibration.batch_size=4"]
+    assert command(*cells, "method=tflite", "abits=8", "wbits=4").returncode == 0
+
+    def estimated(*arguments):
+        line = [sys.executable, "experiments/estimate_detection.py", *arguments, f"results={tmp_path / 'results'}"]
+        return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment())
+
+    done = estimated(*cells, "method=tflite", "abits=8,6")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("COCO 2017 validation, 8 pictures; cells without a record: table5 1 of 2")
+    assert re.search(r"RetinaNet +1 +8 +[\d.]+ +[\d.]+", done.stdout) and "In all " in done.stdout
+    wrong = refused(estimated("data=coco", "data.root=no/such/folder"))
+    assert "no/such/folder" in wrong
 
 
 def refused(done) -> str:
