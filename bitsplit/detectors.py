@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bitsplit.config import Layers
 from bitsplit.errors import InputError
 from bitsplit.models import Network, downloaded, loaded, shipped
+from bitsplit.narrow_detectors import CONFIGS, narrow
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -107,8 +108,6 @@ class _Detector:
     def load(self, domain: str) -> DetectorNetwork:
         require_mmdet()
         if domain == "glyphs_coco" and not self.config:
-            from bitsplit.narrow_detectors import narrow
-
             if self.backbone:
                 raise InputError("glyphs_coco has reduced-width networks of its own; leave model.backbone out")
             config = narrow(self.name, GLYPHS_CATEGORIES, GLYPHS_SIDE)
@@ -146,13 +145,13 @@ class _Detector:
 
 class RetinaNet(_Detector):
     name = "retinanet"
-    zoo = {backbone: f"mmdet::retinanet/retinanet_{backbone}_fpn_1x_coco.py" for backbone in ("r50", "r18")}
+    zoo = {"r50": CONFIGS["retinanet"], "r18": "mmdet::retinanet/retinanet_r18_fpn_1x_coco.py"}
 
 
 class MaskRCNN(_Detector):
     name = "mask_rcnn"
     zoo = {
-        "r50": "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+        "r50": CONFIGS["mask_rcnn"],
         "r18": "mmdet::mask_rcnn/mask-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco.py",
     }
 

@@ -43,6 +43,7 @@ _CLASSES = {
     "retinanet": ["bbox_head.num_classes"],
     "mask_rcnn": ["roi_head.bbox_head.num_classes", "roi_head.mask_head.num_classes"],
 }
+# Of the full networks, on ResNet-50.
 CONFIGS = {
     "retinanet": "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py",
     "mask_rcnn": "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
