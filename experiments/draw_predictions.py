@@ -9,6 +9,7 @@ Writes:   results/glyphs_coco/predictions.png
 import argparse
 from pathlib import Path
 
+import numba
 import numpy as np
 import torch
 from PIL import Image
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "glyphs_coco" / "predictions.png")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # as the records
+    numba.set_num_threads(1)
     data = GlyphsCoco(validation_scenes=max(arguments.scenes) + 1)
     columns = {}
     for source in (RetinaNet(), MaskRCNN()):

@@ -10,6 +10,7 @@ import argparse
 import copy
 from pathlib import Path
 
+import numba
 import pandas
 import torch
 
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=100, help="validation scenes (default: 100)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # as the records
+    numba.set_num_threads(1)
     data = GlyphsCoco(validation_scenes=arguments.scenes)
     rows = []
     for name in arguments.networks:
