@@ -2,7 +2,7 @@
 
 Command:  make predictions   (or: python experiments/draw_predictions.py; after `make setup-detection`)
 Data:     glyphs_coco, embedded; 3,000 scenes for calibration are drawn on first use
-Expected: a sheet of four scenes and both networks after 3 minutes on 2 cores
+Expected: a sheet of four scenes and both networks after 5 minutes, on one core
 Writes:   results/glyphs_coco/predictions.png
 """
 

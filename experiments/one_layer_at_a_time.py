@@ -1,6 +1,6 @@
 """Which layers of a detector lose average precision: each quantized alone, all others in floating point.
 
-Command:  python experiments/one_layer_at_a_time.py [retinanet mask_rcnn] [--scenes 100]
+Command:  python experiments/one_layer_at_a_time.py [--networks retinanet] [--scenes 100]
 Data:     glyphs_coco, embedded; after `make setup-detection`
 Expected: 4 minutes for both networks on one core
 Writes:   results/glyphs_coco/layers/one_layer_at_a_time.csv, .md and .tex
@@ -47,7 +47,7 @@ def alone(task: Detection) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", choices=NETWORKS, default=list(NETWORKS), help="default: both")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: both")
     parser.add_argument("--scenes", type=int, default=100, help="validation scenes (default: 100)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # as the records

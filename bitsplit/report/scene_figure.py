@@ -27,6 +27,7 @@ def scene_figure(title: str, pictures: dict[int, np.ndarray], columns: dict[str,
 
 def _draw(panel: Axes, picture: np.ndarray, annotations: list[dict], truth) -> None:
     panel.imshow(picture, interpolation="nearest")
+    panel.autoscale(False)  # boxes may reach beyond the picture
     for one in annotations:
         colour = _COLOURS[one["category_id"] % len(_COLOURS)]
         x, y, width, height = one["bbox"]
