@@ -1,9 +1,20 @@
 """f(α, q) = ‖y − α qᵀX‖² as a function of its statistics: what every algorithm of the solver minimises."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-_COLUMNS = 8192  # of a Gram matrix in float64 at a time: at 25,088 inputs (VGG-16 at 224×224) a whole one is 5 GB
+# VGG-16 at 224×224 has a layer of 4,096 × 25,088 weights: 0.8 GB in float64, and its Gram matrix 5 GB.
+_COLUMNS = 4096  # of a Gram matrix in float64 at a time
+_VALUES = 2**24  # of rows at a time
+
+
+def panels(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The rows of matrices (G, M, N), so many at a time that their temporaries stay small beside a Gram matrix."""
+    groups, _, inputs = matrices[0].shape
+    rows = max(1, _VALUES // max(1, groups * inputs))
+    return zip(*(matrix.split(rows, dim=1) for matrix in matrices), strict=True)
 
 
 def objective(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor) -> Tensor:

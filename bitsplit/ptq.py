@@ -31,8 +31,8 @@ from bitsplit.layers import (
 )
 from bitsplit.layout import WEIGHTED, grouped_weight
 from bitsplit.methods.base import Codes, Method, RefinableInput, RefinableWeight
+from bitsplit.objective import objective, panels
 from bitsplit.progress import progress
-from bitsplit.solver import objective
 from bitsplit.stats import (
     InputSamples,
     LayerStats,
@@ -358,7 +358,9 @@ def _report_row(name: str, shape: tuple[int, ...], wbits: int = FLOAT_BITS, note
 
 def _relative_error(weight: Tensor, stats: LayerStats) -> float:
     """‖y − ŵX‖² / ‖y‖² of the whole layer for dequantized weights (G, M, N); 0 for a layer without any output."""
-    squared = objective(weight, weight.new_ones(()), stats.gram, stats.cross).sum() + stats.energy.sum()
+    one = weight.new_ones(())
+    changed = sum(objective(w, one, stats.gram, y).sum() for w, y in panels(weight, stats.cross))
+    squared = changed + stats.energy.sum()
     return (squared / stats.energy.sum()).clamp_min(0).item() if stats.energy.sum() > 0 else 0.0
 
 

@@ -22,7 +22,7 @@ from bitsplit.descent import descend_once
 from bitsplit.errors import InputError
 from bitsplit.grid import Grid
 from bitsplit.lattice import integers, lattice
-from bitsplit.objective import objective, optimal_scale
+from bitsplit.objective import objective, optimal_scale, panels
 
 SWEEPS = 100  # rounds of the published code
 
@@ -90,14 +90,20 @@ def solve(
     shape = cross.shape
     gram = gram.reshape(-1, *gram.shape[-2:]).contiguous()
     cross, weight = (given.to(gram.dtype).reshape(-1, *shape[-2:]).contiguous() for given in (cross, weight))
-    codes, scale, done = ALGORITHMS[algorithm](gram, cross, weight, bits, sweeps)
+    solved = [_solve_rows(gram, *rows, bits, algorithm, sweeps) for rows in panels(cross, weight)]
+    codes, scale, value = (torch.cat(parts, dim=1) for parts in zip(*(rows[:3] for rows in solved), strict=True))
+    done = max(rows[3] for rows in solved)
+    return Solution(codes.reshape(shape), scale.reshape(shape[:-1]), value.reshape(shape[:-1]), done)
+
+
+def _solve_rows(
+    gram: Tensor, cross: Tensor, weight: Tensor, bits: int, algorithm: str, sweeps: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    codes, scale, done = ALGORITHMS[algorithm](gram, cross.contiguous(), weight.contiguous(), bits, sweeps)
     scale = optimal_scale(codes, gram, cross, fallback=scale)
     # The grid is symmetric: a row whose best scale is negative is the same row with its codes mirrored.
     codes, scale = torch.where(scale.unsqueeze(-1) < 0, -codes, codes), scale.abs()
-    value = objective(codes, scale, gram, cross)
-    return Solution(
-        codes.to(torch.int8).reshape(shape), scale.float().reshape(shape[:-1]), value.reshape(shape[:-1]), done
-    )
+    return codes.to(torch.int8), scale.float(), objective(codes, scale, gram, cross), done
 
 
 def planes(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bitsplit.capture import LayerCall, LayerCalls
 from bitsplit.errors import InputError
 from bitsplit.layout import WEIGHTED, grouped_weight
+from bitsplit.objective import panels
 from bitsplit.progress import progress
 
 _PIECE_PIXELS = 2**20
@@ -39,7 +40,8 @@ class LayerStats:
     def of_weight(cls, gram: Tensor, weight: Tensor, n: int) -> "LayerStats":
         """Statistics of a layer with weight (G, M, N) that reads inputs of this Gram matrix: C = Y Xᵀ = W A."""
         cross = weight @ gram
-        return cls(gram, cross, (cross.double() * weight.double()).sum(dim=-1), n)
+        energy = [(y.double() * w.double()).sum(dim=-1) for y, w in panels(cross, weight)]
+        return cls(gram, cross, torch.cat(energy, dim=1), n)
 
     @classmethod
     def weight_space(cls, weight: Tensor) -> "LayerStats":

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bitsplit import kernels, solver
 from bitsplit.errors import InputError
 from bitsplit.solver import descend_planes, objective, optimal_scale, solve, split, stitch
+from bitsplit.stats import LayerStats
 
 cases = settings(deadline=None, max_examples=25, derandomize=True)
 
@@ -363,3 +364,17 @@ def test_wrong_arguments(arguments):
     with pytest.raises(InputError) as error:
         solve(**{"gram": GRAM, "cross": CROSS, "bits": 4} | arguments)
     assert str(error.value) and "\n" not in str(error.value)
+
+
+def test_rows_are_solved_some_at_a_time(monkeypatch):
+    """Of a layer too large for all its rows at once: the same integers, and statistics, as of the rows together."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 40, 12, dtype=torch.float64), torch.randn(1, 9, 12, dtype=torch.float64)
+    gram = x.mT @ x / 40
+    together = LayerStats.of_weight(gram, weight, 40)
+    whole = solve(gram, together.cross, 4, weight)
+    monkeypatch.setattr("bitsplit.objective._VALUES", 2 * 12)  # two rows
+    apart = solve(gram, together.cross, 4, weight)
+    assert torch.equal(apart.codes, whole.codes) and torch.allclose(apart.scale, whole.scale)
+    assert torch.allclose(apart.objective, whole.objective) and apart.sweeps == whole.sweeps
+    assert torch.equal(LayerStats.of_weight(gram, weight, 40).energy, together.energy)
