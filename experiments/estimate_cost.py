@@ -93,10 +93,13 @@ def checked(arguments: Sequence[str]) -> str:
     return one_cell.Cell.of(configured(config, expand(config)[0])).bench.task.title
 
 
-def counted(title: str, cells: dict[str, list[Cell]], arguments: Sequence[str]) -> str:
-    """How many cells of each experiment have no record, in words."""
-    counts = (f"{name} {len(new)} of {len(expand(sweep_of(name, arguments)))}" for name, new in cells.items())
-    return f"{title}; cells without a record: {', '.join(counts)}"
+def counted(data: str, tables: dict[str, list[Cell]], experiments: dict[str, str], arguments: Sequence[str]) -> str:
+    """How many cells of each table have no record, in words; `experiments` by table."""
+    counts = (
+        f"{name} {len(tables[name])} of {len(expand(sweep_of(experiment, arguments)))}"
+        for name, experiment in experiments.items()
+    )
+    return f"{data}; cells without a record: {', '.join(counts)}"
 
 
 def timed(action, device: torch.device) -> float:
@@ -219,8 +222,7 @@ def main() -> int:
         return 2
     tables = {title: cells_of(experiment, arguments.arguments) for title, experiment in EXPERIMENTS.items()}
     if data:
-        found = {experiment: tables[title] for title, experiment in EXPERIMENTS.items()}
-        print(counted(data, found, arguments.arguments), flush=True)
+        print(counted(data, tables, EXPERIMENTS, arguments.arguments), flush=True)
         if not any(tables.values()):
             return 0
         print("measuring this machine for an estimate, some minutes …", flush=True)

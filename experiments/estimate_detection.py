@@ -90,7 +90,7 @@ def main() -> int:
         return 2
     cells = cells_of(EXPERIMENT, arguments)
     title = next(iter(networks.values())).task.title
-    print(counted(title, {EXPERIMENT: cells}, arguments), flush=True)
+    print(counted(title, {EXPERIMENT: cells}, {EXPERIMENT: EXPERIMENT}, arguments), flush=True)
     if not cells:
         return 0
     print("measuring this machine for an estimate, some minutes …", flush=True)

@@ -6,6 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -51,13 +52,26 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs the extra `detection`: make setup-detection"))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    """One thread a notebook, where the test runner fills the cores already."""
-    with pytest.MonkeyPatch.context() as patch:
-        if item.path.suffix == ".ipynb" and "PYTEST_XDIST_WORKER" in os.environ:
-            patch.setenv("OMP_NUM_THREADS", "1")
-        return (yield)
+class OneThread:
+    """One thread a test where the test runner fills the cores already: more only wait for each other.
+
+    A plugin of its own, for the hooks of this file reach no notebook.
+    """
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        torch.set_num_threads(1)
+        numba.set_num_threads(1)
+        with pytest.MonkeyPatch.context() as patch:
+            if item.path.suffix == ".ipynb":  # runs in a process of its own
+                patch.setenv("OMP_NUM_THREADS", "1")
+                patch.setenv("NUMBA_NUM_THREADS", "1")
+            return (yield)
+
+
+def pytest_configure(config):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        config.pluginmanager.register(OneThread())
 
 
 @pytest.fixture
