@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -179,7 +180,9 @@ def test_fewer_pictures_than_a_calibration_batch(command, tmp_path, imagenet_roo
 
 def test_interrupt_leaves_nothing_behind(tmp_path):
     line = [sys.executable, "run.py", f"results={tmp_path / 'results'}", "data=glyphs", "calibration.gram_batches=400"]
-    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # Python leaves interrupts ignored where it starts so, as below a runner in the background of a script.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     time.sleep(12)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
