@@ -105,6 +105,7 @@ def test_a_network_on_resnet50_from_pictures_to_average_precision(command, tmp_p
         if step.type == "Resize":
             step.scale = (200, 120)
     if name == "mask_rcnn":  # random scores are too low for any detection, and the mask head would see none
+        config.model.test_cfg.rpn.update(nms_pre=100, max_per_img=20)
         config.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=5)
     torch.manual_seed(0)
     torch.save(build(config).state_dict(), tmp_path / "random.pth")
