@@ -253,8 +253,8 @@ class _Calls:
         """Around each forward."""
         self._running.clear()
         yield
-        numbers = {name: len(shares) for name, shares in self._shares.items()}
-        self._varying |= {name for name in numbers | self._running if self._running[name] != numbers.get(name, 0)}
+        names = self._shares.keys() | self._running.keys()
+        self._varying |= {name for name in names if self._running[name] != len(self._shares.get(name, ()))}
 
     def next_share(self, name: str) -> float:
         """The share of the layer's next call; 1 where the measured forward had no such call."""

@@ -41,6 +41,12 @@ def environment(**variables: str) -> dict[str, str]:
     return given | variables | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
+def experiment(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """`python experiments/NAME.py ARGUMENTS`, finished."""
+    line = [sys.executable, f"experiments/{name}.py", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment())
+
+
 def pytest_collection_modifyitems(items):
     missing = find_spec("mmdet") is None
     for item in items:
@@ -146,8 +152,6 @@ def config_of(tmp_path_factory):
 @pytest.fixture
 def detection(coco_root, config_of):
     """The task of a shipped network on the few scenes."""
-    import torch
-
     from bitsplit.data.coco import Coco
     from bitsplit.detectors import MaskRCNN, RetinaNet
     from bitsplit.models import shipped

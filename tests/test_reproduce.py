@@ -2,10 +2,9 @@
 
 import re
 import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, SMALL, environment
+from conftest import ROOT, SMALL, environment, experiment
 from test_report import glyphs, imagenet, made_run
 
 from bitsplit.report import tables
@@ -56,18 +55,15 @@ def test_steps_for_coco_are_in_order():
     assert "data=coco" in done.stdout and "data.root=tests" in done.stdout
 
 
-def estimated(*arguments: str) -> subprocess.CompletedProcess:
-    line = [sys.executable, "experiments/estimate_cost.py", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment())
-
-
 @pytest.mark.slow
 def test_only_cells_without_a_record_are_counted(command, tmp_path, imagenet_root, resnet18_weights):
     cells = [f"data.root={imagenet_root}", f"model.weights={resnet18_weights}", *SMALL]
     cells += ["data=imagenet", "model=resnet18", "wbits=4", "abits=8"]
     done = command(*cells, "method=tflite")
     assert done.returncode == 0, done.stderr
-    done = estimated(*cells, "method=tflite,aciq", f"results={tmp_path / 'results'}", "--pictures", "2")
+    done = experiment(
+        "estimate_cost", *cells, "method=tflite,aciq", f"results={tmp_path / 'results'}", "--pictures", "2"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ImageNet validation, 12 pictures; cells without a record: table4 1 of 2,")
     # On equal terms TF-Lite has another record.
@@ -76,7 +72,7 @@ def test_only_cells_without_a_record_are_counted(command, tmp_path, imagenet_roo
 
 
 def test_data_that_no_cell_could_run_on_are_one_line(tmp_path):
-    done = estimated("data=imagenet", f"data.root={tmp_path}", "model.weights=none.pth")
+    done = experiment("estimate_cost", "data=imagenet", f"data.root={tmp_path}", "model.weights=none.pth")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and "train/<wnid>" in done.stderr and done.stderr.count("\n") == 1
 

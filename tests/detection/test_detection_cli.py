@@ -3,11 +3,9 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, SHARED, SMALL, environment
+from conftest import ROOT, SHARED, SMALL, experiment
 
 from bitsplit import record
 from bitsplit.models import shipped
@@ -45,15 +43,12 @@ def test_hours_are_estimated_for_the_cells_without_a_record(command, own, coco_r
     cells = [*own("retinanet"), "data=coco", f"data.root={coco_root}", *SMALL, "calibration.batch_size=4"]
     assert command(*cells, "method=tflite", "abits=8", "wbits=4").returncode == 0
 
-    def estimated(*arguments):
-        line = [sys.executable, "experiments/estimate_detection.py", *arguments, f"results={tmp_path / 'results'}"]
-        return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment())
-
-    done = estimated(*cells, "method=tflite", "abits=8,6")
+    results = f"results={tmp_path / 'results'}"
+    done = experiment("estimate_detection", *cells, "method=tflite", "abits=8,6", results)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("COCO 2017 validation, 8 pictures; cells without a record: table5 1 of 2")
     assert re.search(r"RetinaNet +1 +8 +[\d.]+ +[\d.]+", done.stdout) and "In all " in done.stdout
-    wrong = refused(estimated("data=coco", "data.root=no/such/folder"))
+    wrong = refused(experiment("estimate_detection", "data=coco", "data.root=no/such/folder", results))
     assert "no/such/folder" in wrong
 
 
