@@ -1,0 +1,1 @@
+"""Packed files: integers at their true bit-width, sealed with a checksum."""
