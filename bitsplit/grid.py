@@ -1,10 +1,10 @@
 """The uniform, zero-preserving quantization grid and the two ways to choose its scale without an output objective."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _MAX_ALTERNATIONS = 1000  # a guard only: fixed points come after tens of steps
 
@@ -14,8 +14,10 @@ class Grid:
     """Integers of `bits` bits; a value is `scale * code`.
 
     Signed grids are symmetric, -(2^(bits-1)-1) .. 2^(bits-1)-1; unsigned ones, for inputs that no negative value
-    reaches, are 0 .. 2^bits-1. Rounding is half to even. Where every channel has bits of its own, `bits` is a tensor of
-    the scale's shape, in floating point; channels of 0 bits, and signed ones of 1, have the code 0 alone.
+    reaches, are 0 .. 2^bits-1. With a zero point `zero`, an unsigned grid is moved down by so many codes, -zero ..
+    2^bits-1-zero: for inputs that reach further on one side, as after SiLU. Rounding is half to even. Where every
+    channel has bits of its own, `bits` is a tensor of the scale's shape, in floating point; channels of 0 bits, and
+    signed ones of 1, have the code 0 alone.
 
     >>> grid = Grid(bits=3)
     >>> grid.low, grid.high
@@ -29,25 +31,31 @@ class Grid:
 
     bits: int | Tensor
     signed: bool = True
+    zero: int = 0
 
     @property
     def high(self) -> int | Tensor:
         if isinstance(self.bits, Tensor):
             return (2 ** (self.bits - 1) - 1).clamp_min(0) if self.signed else 2**self.bits - 1
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1 - self.zero
 
     @property
     def low(self) -> int | Tensor:
         if isinstance(self.bits, Tensor):
             return -self.high if self.signed else torch.zeros_like(self.bits)
-        return -self.high if self.signed else 0
+        return -self.high if self.signed else -self.zero
 
     def reshaped(self, *shape: int) -> "Grid":
         """The same grid with its channels' bits in another shape, to broadcast against other values."""
-        return Grid(self.bits.reshape(shape), self.signed) if isinstance(self.bits, Tensor) else self
+        return replace(self, bits=self.bits.reshape(shape)) if isinstance(self.bits, Tensor) else self
 
     def magnitude(self, values: Tensor) -> Tensor:
-        """How far `values` reach into the grid: |x|, and nothing for negative values on an unsigned one."""
+        """How far `values` reach into the grid: |x|, and nothing for negative values on an unsigned one.
+
+        With a zero point, a negative value counts as the positive one that is as far from zero, in codes of the end.
+        """
+        if self.zero:
+            return torch.maximum(values, values * (-self.high / self.zero))
         return values.abs() if self.signed else values.clamp_min(0)
 
     def quantize(self, values: Tensor, scale: Tensor) -> Tensor:
@@ -72,20 +80,33 @@ class Grid:
         initialisation `fwa` and its activation calibration.
         """
         start = self.scale_by_max(values)
-        # |q| is the number of boundaries (k − ½)·scale that |x| reaches, so on sorted values both sums are read off at
-        # the boundaries, instead of rounding every value anew at each step.
-        ordered = self.magnitude(values).sort(dim=-1).values.double()
-        length = ordered.shape[-1]
-        above = torch.nn.functional.pad(ordered.flip(-1).cumsum(dim=-1).flip(-1), (0, 1))  # Σ of x from i on
-        steps = torch.arange(1, self.high + 1, dtype=torch.float64, device=values.device)
+        ends = [(values, self.high), (-values, self.zero)] if self.zero else [(self.magnitude(values), self.high)]
+        sides = [_Side(magnitudes, levels) for magnitudes, levels in ends]
         scale = start.double()
         recent = deque([scale], maxlen=5)
         for _ in range(_MAX_ALTERNATIONS):
-            first = torch.searchsorted(ordered, (steps - 0.5) * scale.unsqueeze(-1))
-            power = ((2 * steps - 1) * (length - first)).sum(dim=-1)
-            fitted = above.gather(-1, first).sum(dim=-1) / power.clamp_min(1)
-            scale = torch.where(power > 0, fitted, scale)
+            products, power = (sum(sums) for sums in zip(*(side.sums(scale) for side in sides), strict=True))
+            scale = torch.where(power > 0, products / power.clamp_min(1), scale)
             if torch.stack([scale == earlier for earlier in recent]).any(dim=0).all():
                 break
             recent.append(scale)
         return scale.to(start.dtype)
+
+
+class _Side:
+    """Magnitudes (..., n) of values on one side of zero, or both where they count alike, and the codes 1..levels there.
+
+    |q| is the number of boundaries (k − ½)·scale that |x| reaches, so on sorted values the sums of the alternation are
+    read off at the boundaries, instead of rounding every value anew at each step.
+    """
+
+    def __init__(self, magnitudes: Tensor, levels: int):
+        self._ordered = magnitudes.sort(dim=-1).values.double()
+        self._above = nn.functional.pad(self._ordered.flip(-1).cumsum(dim=-1).flip(-1), (0, 1))  # Σ of x from i on
+        self._codes = torch.arange(1, levels + 1, dtype=torch.float64, device=magnitudes.device)
+
+    def sums(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ|xq| and Σq² (...) at a scale (...)."""
+        first = torch.searchsorted(self._ordered, (self._codes - 0.5) * scale.unsqueeze(-1))
+        power = ((2 * self._codes - 1) * (self._ordered.shape[-1] - first)).sum(dim=-1)
+        return self._above.gather(-1, first).sum(dim=-1), power

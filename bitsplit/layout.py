@@ -24,3 +24,16 @@ def ungrouped(values: Tensor, layer: nn.Module) -> Tensor:
 def grouped_weight(layer: nn.Module) -> Tensor:
     """The layer's weight as (G, M, N), detached."""
     return grouped(layer.weight.detach(), layer).contiguous()
+
+
+def weighted_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Convolutions, transposed ones and linear layers by name, subclasses included.
+
+    Modules that share a weight are one layer. A module whose weight is computed from other parameters
+    (`torch.nn.utils.parametrizations`) is none.
+    """
+    layers: dict[int, tuple[str, nn.Module]] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, WEIGHTED) and "weight" in module._parameters:
+            layers.setdefault(id(module.weight), (name, module))
+    return dict(layers.values())

@@ -1,7 +1,9 @@
-"""Progress bars of the steps inside a run."""
+"""Progress bars of the steps inside a run, and the seconds that they take."""
 
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -14,3 +16,11 @@ def progress(items: Iterable | None, what: str, total: int | None = None) -> tqd
     """
     disable = True if os.environ.get("BITSPLIT_PROGRESS") == "0" else None
     return tqdm(items, what, total=total, disable=disable, leave=False)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Adds the time that the body takes to `seconds[phase]`."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start

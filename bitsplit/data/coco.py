@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bitsplit.data.glyphs_coco import TRAINING_SCENES, VALIDATION_SCENES, dataset
+from bitsplit.data.glyphs_coco import TRAINING_SCENES, VALIDATION_SCENES, drawn_scenes
 from bitsplit.errors import InputError
 
-FULL_VALIDATION = 5_000
+COCO_VALIDATION = 5_000
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """One split: an annotation file and the folder of its pictures."""
+    """One split: an annotation file and the folder of its images."""
 
     annotations: Path
     images: Path
@@ -22,18 +22,23 @@ class Scenes:
         return len(self._checked[0])
 
     @property
+    def paths(self) -> list[Path]:
+        """Files of the images, in the order of the annotations."""
+        return [self.images / name for name in self._checked[0]]
+
+    @property
     def categories(self) -> list[str]:
         """Names of the categories, by their identifiers."""
         return self._checked[1]
 
     @cached_property
     def _checked(self) -> tuple[list[str], list[str]]:
-        """Names of the pictures and of the categories; InputError where the annotations are damaged, empty, or name a
-        picture that is not there."""
+        """Names of the images and of the categories; InputError where the annotations are damaged, empty, or name an
+        image that is not there."""
         if not self.annotations.is_file():
-            raise InputError(f"{self.annotations} is missing; a COCO folder holds annotations/ and pictures")
+            raise InputError(f"{self.annotations} is missing; a COCO folder holds annotations/ and images")
         try:
-            content = json.loads(self.annotations.read_text())
+            content = json.loads(self.annotations.read_text(encoding="utf-8"))
             identifiers = {category["id"] for category in content["categories"]}
             wrong = next((a["id"] for a in content["annotations"] if a["category_id"] not in identifiers), None)
             names = [image["file_name"] for image in content["images"]]
@@ -43,13 +48,13 @@ class Scenes:
         if not identifiers:
             raise InputError(f"{self.annotations} names no categories")
         if not names:
-            raise InputError(f"{self.annotations} names no pictures")
+            raise InputError(f"{self.annotations} names no images")
         if wrong is not None:
             raise InputError(f"annotation {wrong} in {self.annotations} has no category of the file's list")
         there = {path.name for path in self.images.iterdir()} if self.images.is_dir() else set()
         missing = [name for name in names if name not in there]
         if missing:
-            raise InputError(f"{len(missing)} of {len(names)} pictures are missing, {self.images / missing[0]} first")
+            raise InputError(f"{len(missing)} of {len(names)} images are missing, {self.images / missing[0]} first")
         return names, categories
 
 
@@ -65,11 +70,11 @@ class Coco:
     @property
     def name(self) -> str:
         count = len(self.scenes("val"))
-        return "coco" if count == FULL_VALIDATION else f"coco_{count}"
+        return "coco" if count == COCO_VALIDATION else f"coco_{count}"
 
     @property
     def title(self) -> str:
-        return f"COCO 2017 validation, {len(self.scenes('val')):,} pictures"
+        return f"COCO 2017 validation, {len(self.scenes('val')):,} images"
 
     def scenes(self, split: str) -> Scenes:
         """The scenes of "train" or "val"."""
@@ -105,5 +110,5 @@ class GlyphsCoco:
 
     def scenes(self, split: str) -> Scenes:
         """The scenes of "train" or "val", drawn on first use."""
-        folder = dataset(split, {"train": self.training_scenes, "val": self.validation_scenes}[split])
+        folder = drawn_scenes(split, {"train": self.training_scenes, "val": self.validation_scenes}[split])
         return Scenes(folder / "annotations.json", folder / "images")

@@ -1,6 +1,6 @@
-"""Pictures of characters, each a pure function of (split, index).
+"""Images of characters, each a pure function of (split, index).
 
-A picture is one character of one of 100 classes, in one of 16 faces, with random size, rotation, shear and place,
+An image is one character of one of 100 classes, in one of 16 faces, with random size, rotation, shear and place,
 textured paint on a textured ground, among clutter, partly covered, blurred and noisy. What is drawn on a canvas of a
 given size (pixels, height and width) serves the scenes of `scene_drawing` too.
 """
@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-SIZE = 64  # pixels, height and width of a picture
+GLYPH_SIZE = 64  # pixels, height and width of an image
 SPLITS = ("train", "val")
 
 # One class a drawing: no two characters that differ only in size, or not at all, in some face, as c/C, p/P, 0/O, I/l/|,
@@ -41,7 +41,7 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 @cache
 def _font(name: str) -> ImageFont.FreeTypeFont:
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
-    # The basic engine is the one in every build of Pillow; Raqm is optional and would make pictures depend on it.
+    # The basic engine is the one in every build of Pillow; Raqm is optional and would make images depend on it.
     return ImageFont.truetype(path, _EM, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -66,7 +66,7 @@ def _labels(split: str, block: int) -> np.ndarray:
 
 
 def label(split: str, index: int) -> int:
-    """Class of a picture; each run of 100 indices from a multiple of 100 holds every class once, in random order."""
+    """Class of an image; each run of 100 indices from a multiple of 100 holds every class once, in random order."""
     block, place = divmod(index, len(CLASSES))
     return int(_labels(split, block)[place])
 
@@ -118,31 +118,31 @@ def strokes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
 
 def _clutter(rng: np.random.Generator) -> np.ndarray:
     """Coverage (64,64) in [0,1] of some lines, ellipses and a small stray character."""
-    lines = strokes(rng, rng.integers(1, 4), SIZE)
+    lines = strokes(rng, rng.integers(1, 4), GLYPH_SIZE)
     stray = glyph(CLASSES[rng.integers(len(CLASSES))], FONTS[rng.integers(len(FONTS))])
-    stray = placed(rng, stray, rng.uniform(0.2, 0.35), reach=1.0, size=SIZE)
+    stray = placed(rng, stray, rng.uniform(0.2, 0.35), reach=1.0, size=GLYPH_SIZE)
     return np.maximum(lines, stray)
 
 
 def _cover(rng: np.random.Generator) -> np.ndarray:
     """Coverage (64,64) in {0,1} of one bar, 4 to 11 pixels wide, that passes near the centre."""
-    canvas = Image.new("L", (SIZE, SIZE))
-    angle, (x, y) = rng.uniform(0, np.pi), SIZE / 2 + rng.uniform(-18, 18, 2)
-    dx, dy = 2 * SIZE * np.cos(angle), 2 * SIZE * np.sin(angle)
+    canvas = Image.new("L", (GLYPH_SIZE, GLYPH_SIZE))
+    angle, (x, y) = rng.uniform(0, np.pi), GLYPH_SIZE / 2 + rng.uniform(-18, 18, 2)
+    dx, dy = 2 * GLYPH_SIZE * np.cos(angle), 2 * GLYPH_SIZE * np.sin(angle)
     ImageDraw.Draw(canvas).line((x - dx, y - dy, x + dx, y + dy), fill=1, width=int(rng.integers(4, 12)))
     return np.asarray(canvas, dtype=np.float32)
 
 
-def photographed(rng: np.random.Generator, picture: np.ndarray, blur: float, noise: float) -> np.ndarray:
-    """Picture (H,W,3) uint8 of one in [0,1], at random blurred by up to `blur` pixels and noisy by up to `noise`."""
-    pixels = Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8))
+def photographed(rng: np.random.Generator, image: np.ndarray, blur: float, noise: float) -> np.ndarray:
+    """Image (H,W,3) uint8 of one in [0,1], at random blurred by up to `blur` pixels and noisy by up to `noise`."""
+    pixels = Image.fromarray((image.clip(0, 1) * 255).astype(np.uint8))
     blurred = pixels.filter(ImageFilter.GaussianBlur(rng.uniform(0, blur)))
-    grain = rng.standard_normal(picture.shape, dtype=np.float32) * rng.uniform(0, noise) * 255
+    grain = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(0, noise) * 255
     return (np.asarray(blurred) + grain).clip(0, 255).astype(np.uint8)
 
 
-def draw(split: str, index: int) -> np.ndarray:
-    """Picture (64,64,3) uint8 of the character with class `label(split, index)`."""
+def draw_glyph(split: str, index: int) -> np.ndarray:
+    """Image (64,64,3) uint8 of the character with class `label(split, index)`."""
     rng = generator(1, split, index)
 
     contrast = rng.uniform(0.32, 0.8)  # difference in luminance of ink and ground
@@ -150,18 +150,18 @@ def draw(split: str, index: int) -> np.ndarray:
     ground, ink = rng.permutation((dark, dark + contrast))
     between = ground + 0.5 * (ink - ground)  # clutter never stands out as much as the character
 
-    background = texture(rng, colour(rng, ground), rng.uniform(0, 0.25), SIZE)
-    foreground = texture(rng, colour(rng, ink), rng.uniform(0, 0.2), SIZE)
+    background = texture(rng, colour(rng, ground), rng.uniform(0, 0.25), GLYPH_SIZE)
+    foreground = texture(rng, colour(rng, ink), rng.uniform(0, 0.2), GLYPH_SIZE)
     clutter = _clutter(rng)[..., None]
-    picture = background + clutter * (colour(rng, between) - background)
+    image = background + clutter * (colour(rng, between) - background)
 
     face = FONTS[rng.integers(len(FONTS))]
     character = glyph(CLASSES[label(split, index)], face)
-    coverage = placed(rng, character, rng.uniform(31, 58) / _EM, reach=0.8, size=SIZE)[..., None]
-    picture = picture + coverage * (foreground - picture)
+    coverage = placed(rng, character, rng.uniform(31, 58) / _EM, reach=0.8, size=GLYPH_SIZE)[..., None]
+    image = image + coverage * (foreground - image)
 
     if rng.random() < 0.6:
         cover = _cover(rng)[..., None]
-        picture = picture + cover * (texture(rng, colour(rng, ground), 0.2, SIZE) - picture)
+        image = image + cover * (texture(rng, colour(rng, ground), 0.2, GLYPH_SIZE) - image)
 
-    return photographed(rng, picture, blur=1.3, noise=0.09)
+    return photographed(rng, image, blur=1.3, noise=0.09)

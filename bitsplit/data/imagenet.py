@@ -9,25 +9,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bitsplit.data.pictures import (
-    PictureBatches,
-    PictureFiles,
-    Preprocessing,
-    calibration_order,
-    check_calibration,
-    picture_paths,
-)
+from bitsplit.data.images import ImageBatches, ImageFiles, Preprocessing, calibration_batches, check_resize, image_paths
+from bitsplit.data.readable import with_readable_images
 from bitsplit.errors import InputError
 
-WNIDS = Path(__file__).with_name("imagenet_wnids.txt").read_text().split()
+WNIDS = Path(__file__).with_name("imagenet_wnids.txt").read_text(encoding="utf-8").split()
 CLASS_INDEX = {wnid: index for index, wnid in enumerate(WNIDS)}
-FULL_VALIDATION = 50_000
+IMAGENET_VALIDATION = 50_000
 
 
 @dataclass(frozen=True)
 class ImageNet:
-    """`root` holds train/ and val/. `resize` is the shorter side before the validation crop; null keeps pictures as
-    they are, for copies that are prescaled. Calibration takes random-resized crops of training pictures."""
+    """`root` holds train/ and val/. `resize` is the shorter side before the validation crop; null keeps images as
+    they are, for copies that are prescaled. Calibration takes random-resized crops of training images."""
 
     root: str | None = None
     resize: int | None = 256
@@ -35,25 +29,25 @@ class ImageNet:
     task = "classification"
     domain = "imagenet"
 
+    def __post_init__(self) -> None:
+        check_resize(self.resize)
+
     @property
     def name(self) -> str:
         count = len(self._validation[0])
-        return "imagenet" if count == FULL_VALIDATION else f"imagenet_{count}"
+        return "imagenet" if count == IMAGENET_VALIDATION else f"imagenet_{count}"
 
     @property
     def title(self) -> str:
-        return f"ImageNet validation, {len(self._validation[0]):,} pictures"
+        return f"ImageNet validation, {len(self._validation[0]):,} images"
 
-    def calibration(self, preprocessing: Preprocessing, batch_size: int, batches: int, seed: int) -> PictureBatches:
-        paths, labels = self._train
-        check_calibration(len(paths), batch_size)
-        order = calibration_order(len(paths), batch_size * batches, seed)
-        files = PictureFiles([paths[i] for i in order], [labels[i] for i in order], preprocessing.augmentation(), seed)
-        return PictureBatches(files, preprocessing, batch_size, drop_last=True)
+    def calibration(self, preprocessing: Preprocessing, batch_size: int, batches: int, seed: int) -> ImageBatches:
+        chosen = calibration_batches(*self._train, preprocessing, batch_size, batches, seed)
+        return with_readable_images(chosen, self._root() / "train")
 
-    def validation(self, preprocessing: Preprocessing, batch_size: int) -> PictureBatches:
-        files = PictureFiles(*self._validation, preprocessing.evaluation(self.resize))
-        return PictureBatches(files, preprocessing, batch_size)
+    def validation(self, preprocessing: Preprocessing, batch_size: int) -> ImageBatches:
+        files = ImageFiles(*self._validation, preprocessing.evaluation(self.resize))
+        return with_readable_images(ImageBatches(files, preprocessing, batch_size), self._root() / "val")
 
     @cached_property
     def _train(self) -> tuple[list[Path], list[int]]:
@@ -67,10 +61,10 @@ class ImageNet:
         folder = self._root() / split
         if not folder.is_dir():
             raise InputError(f"{folder} is missing; an ImageNet folder holds train/<wnid>/ and val/<wnid>/")
-        paths = [path for path in picture_paths(folder) if path.parent.name in CLASS_INDEX]
+        paths = [path for path in image_paths(folder) if path.parent.name in CLASS_INDEX]
         if not paths:
             raise InputError(
-                f"{folder} has no class folders named by WordNet id (n01440764, …); sort its pictures into them first"
+                f"{folder} has no class folders named by WordNet id (n01440764, …); sort its images into them first"
             )
         return paths, [CLASS_INDEX[path.parent.name] for path in paths]
 
@@ -84,14 +78,14 @@ class ImageNet:
 
 @dataclass(frozen=True)
 class Imagenette(ImageNet):
-    """Ten easy ImageNet classes (13,394 pictures, 320 px), downloaded on first use into `root`; evaluated with the
+    """Ten easy ImageNet classes (13,394 images, 320 px), downloaded on first use into `root`; evaluated with the
     1,000-class networks on the classes' own ImageNet indices."""
 
     name = "imagenette"
 
     @property
     def title(self) -> str:
-        return f"Imagenette validation, {len(self._validation[0]):,} pictures"
+        return f"Imagenette validation, {len(self._validation[0]):,} images"
 
     def _root(self) -> Path:
         if not self.root:

@@ -22,7 +22,7 @@ from bitsplit.data.glyph_drawing import (
     texture,
 )
 
-SIZE = 192  # pixels, height and width of a scene
+SCENE_SIZE = 192  # pixels, height and width of a scene
 
 # Far apart in shape in every face, so that finding a character and its outline is the task, not telling 8 from B.
 CATEGORIES = tuple(character for character in CLASSES if character in "AHKLMSTWX346ΨΣΩΦ&€$+")
@@ -51,14 +51,14 @@ def box(mask: np.ndarray) -> Box:
     return int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
 
 
-def draw(split: str, index: int) -> tuple[np.ndarray, list[Instance]]:
+def draw_scene(split: str, index: int) -> tuple[np.ndarray, list[Instance]]:
     """Scene (192,192,3) uint8 and its 3 to 12 instances, whose masks are disjoint. ValueError for an unknown split."""
     rng = generator(2, split, index)
     ground = rng.uniform(0, 1)
-    picture = texture(rng, colour(rng, ground), rng.uniform(0, 0.2), SIZE)
-    clutter = strokes(rng, rng.integers(2, 9), SIZE)[..., None]
+    image = texture(rng, colour(rng, ground), rng.uniform(0, 0.2), SCENE_SIZE)
+    clutter = strokes(rng, rng.integers(2, 9), SCENE_SIZE)[..., None]
     between = ground + (0.2 if ground < 0.5 else -0.2)  # less contrast than any character has
-    picture = picture + clutter * (colour(rng, between) - picture)
+    image = image + clutter * (colour(rng, between) - image)
 
     count = rng.integers(COUNTS[0], COUNTS[1] + 1)
     categories: list[int] = []
@@ -71,19 +71,19 @@ def draw(split: str, index: int) -> tuple[np.ndarray, list[Instance]]:
         uncovered = [mask & ~ink for mask in masks]
         if not _fits(ink, inks, uncovered):
             continue
-        paint = texture(rng, colour(rng, _luminance(rng, ground)), rng.uniform(0, 0.2), SIZE)
-        picture = picture + coverage[..., None] * (paint - picture)
+        paint = texture(rng, colour(rng, _luminance(rng, ground)), rng.uniform(0, 0.2), SCENE_SIZE)
+        image = image + coverage[..., None] * (paint - image)
         categories, inks, masks = [*categories, category], [*inks, ink], [*uncovered, ink]
 
     instances = [Instance(category, mask) for category, mask in zip(categories, masks, strict=True)]
-    return photographed(rng, picture, blur=1.0, noise=0.06), instances
+    return photographed(rng, image, blur=1.0, noise=0.06), instances
 
 
 def _character(rng: np.random.Generator, category: int) -> np.ndarray:
     """Coverage (192,192) in [0,1] of a character of the category, wholly inside the scene."""
     mask = glyph(CATEGORIES[category], FACES[rng.integers(len(FACES))])
     height = np.exp(rng.uniform(*np.log(HEIGHTS)))  # as many between 22 and 32 as between 44 and 64
-    return placed(rng, mask, height / (mask.height - 2 * PAD), reach=1.0, size=SIZE)
+    return placed(rng, mask, height / (mask.height - 2 * PAD), reach=1.0, size=SCENE_SIZE)
 
 
 def _fits(ink: np.ndarray, inks: list[np.ndarray], uncovered: list[np.ndarray]) -> bool:

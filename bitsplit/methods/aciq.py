@@ -16,7 +16,8 @@ from torch import Tensor
 from bitsplit.errors import InputError
 from bitsplit.grid import Grid
 from bitsplit.methods.base import Codes, Method
-from bitsplit.stats import InputSamples, LayerStats
+from bitsplit.statistics.moments import LayerStats
+from bitsplit.statistics.samples import InputSamples
 
 
 def laplace_error(alpha: float, bits: int) -> float:

@@ -8,7 +8,8 @@ from torch import Tensor
 from bitsplit.grid import Grid
 from bitsplit.methods.aciq import ACIQ
 from bitsplit.methods.base import Codes
-from bitsplit.stats import InputSamples, LayerStats
+from bitsplit.statistics.moments import LayerStats
+from bitsplit.statistics.samples import InputSamples
 
 MOST_BITS = 8
 
@@ -25,9 +26,9 @@ def allotted_bits(sigma: Tensor, bits: int) -> Tensor:
         low, high = (low, middle) if enough else (middle, high)
     share = (wish + high).clamp(0, MOST_BITS)
     whole = share.floor()
-    left = round(n * bits - whole.sum().item())
+    rest = round(n * bits - whole.sum().item())
     order = torch.argsort(share - whole, descending=True, stable=True)
-    whole[order[:left]] += 1  # largest remainders first
+    whole[order[:rest]] += 1  # largest remainders first
     return whole.to(sigma.dtype)
 
 

@@ -1,13 +1,14 @@
 """The interface of a quantization method. A method sees statistics and samples; never an image, module or config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from bitsplit.grid import Grid
-from bitsplit.stats import InputSamples, LayerStats
+from bitsplit.statistics.moments import LayerStats
+from bitsplit.statistics.samples import InputSamples
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,34 @@ class Method:
 
     `batch_norm` is the re-estimation that the method's source prescribes, the meaning of `batch_norm.mode=auto`;
     `edge_bits` is the bit-width that it prescribes for the first and the last layer, of `bits.first_wbits=auto` and the
-    like; `channel_samples` values of each input channel, at least, come to `calibrate_activations`, where there are as
-    many. A method that defines `refine` is handed the whole network's scales once they are set.
+    like; with `classifier_in_weight_space` a last layer that is linear is solved for A = I; `channel_samples` values of
+    each input channel, at least, come to `calibrate_activations`, where there are as many; `algorithm` is the one of
+    `solver/bitsplit.py` that finds the weights, None where the method needs none; `order` is "parallel", where every
+    layer is solved on what the floating-point network gives it, or "sequential", where it is solved on what the
+    quantized layers before it leave (then `solve_weights` gets C = YX̂ᵀ, with A = X̂X̂ᵀ); with `folded`, activation scales
+    by channel are moved into the weights, and one scale a tensor stays; with `shortcuts`, the last layer before an
+    addition makes up for what was lost in the other summand too. A method that defines `refine` is
+    handed the whole network's scales once they are set.
     """
 
     batch_norm: ClassVar[str] = "none"
     edge_bits: ClassVar[int] = 8
+    classifier_in_weight_space: ClassVar[bool] = False
     channel_samples: ClassVar[int] = 1000
+    algorithm: ClassVar[str | None] = None
+    order: ClassVar[str] = "parallel"
+    folded: ClassVar[bool] = False
+    shortcuts: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
         """The name of the method's file."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def refinement_images(self) -> int:
+        """How many images `refine` runs through the quantized network, counted at every loss."""
+        return 0
 
     def solve_weights(self, stats: LayerStats, weight: Tensor, bits: int) -> Codes:
         """Codes and scales for one layer's weight (G, M, N)."""
@@ -70,6 +87,11 @@ class Method:
         """Scale of one layer's input quantizer, () or one for each input channel (C,), from a sample of its values."""
         raise NotImplementedError
 
+    def folded_scale(self, samples: InputSamples, grid: Grid, readers: Sequence[tuple[Tensor, int]]) -> Tensor:
+        """Scale of each input channel (C,) that is moved into the weights which read it; readers: these weights
+        (G, M, N) and their bits."""
+        return self.calibrate_activations(samples, grid)
+
     refine: ClassVar[Callable | None] = None
     """`refine(weights, inputs, loss)` changes RefinableWeights and RefinableInputs so that `loss(n)`, the quantized
-    network's cross-entropy against the floating-point one's predictions on n calibration pictures, falls."""
+    network's cross-entropy against the floating-point one's predictions on n calibration images, falls."""

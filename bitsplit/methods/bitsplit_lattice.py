@@ -1,4 +1,4 @@
-"""Bit-split's objective on its grid, with the weights that the lattice search finds (METHODS, section 7)."""
+"""Bit-split's objective on its grid, with the weights that the lattice search finds (`solver/lattice.py`)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,6 +8,6 @@ from bitsplit.methods.bitsplit import BitSplit
 
 @dataclass(frozen=True)
 class BitSplitLattice(BitSplit):
-    """Bit-split with its best solver in the place of the planes; at most `sweeps` rounds of descent a candidate."""
+    """Bit-split with its most accurate solver instead of the planes; at most `rounds` rounds of descent a candidate."""
 
     algorithm: ClassVar[str] = "lattice"

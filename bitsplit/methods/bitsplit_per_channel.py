@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bitsplit.grid import Grid
 from bitsplit.methods.bitsplit import BitSplit
-from bitsplit.stats import InputSamples
+from bitsplit.statistics.samples import InputSamples
 
 
 @dataclass(frozen=True)

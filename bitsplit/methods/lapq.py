@@ -19,7 +19,8 @@ from bitsplit.grid import Grid
 from bitsplit.methods.aciq import bias_corrected
 from bitsplit.methods.base import Codes, Method, RefinableInput, RefinableWeight
 from bitsplit.progress import progress
-from bitsplit.stats import InputSamples, LayerStats
+from bitsplit.statistics.moments import LayerStats
+from bitsplit.statistics.samples import InputSamples
 
 EXPONENTS = (2.0, 2.5, 3.0, 3.5, 4.0)
 _BINS = 2048
@@ -43,8 +44,8 @@ def lp_scale(values: Tensor, grid: Grid, p: float) -> Tensor:
     dense = torch.linspace(0.02, 1, 99, dtype=torch.float64, device=values.device) * largest / grid.high
     best = int(error(dense).argmin())
     bounds = (dense[max(best - 1, 0)].item(), dense[min(best + 1, len(dense) - 1)].item())
-    found = minimize_scalar(lambda scale: error(dense.new_tensor(scale)).item(), bounds=bounds, method="bounded")
-    return values.new_tensor(found.x)
+    minimum = minimize_scalar(lambda scale: error(dense.new_tensor(scale)).item(), bounds=bounds, method="bounded")
+    return values.new_tensor(minimum.x)
 
 
 def best_exponent(exponents: Sequence[float], losses: list[float]) -> float:
@@ -58,17 +59,21 @@ def best_exponent(exponents: Sequence[float], losses: list[float]) -> float:
 
 @dataclass(frozen=True)
 class LAPQ(Method):
-    """Per-layer scales of least calibration loss on `images` pictures; first and last layer in floating point.
+    """Per-layer scales of least calibration loss on `images` of them; first and last layer in floating point.
 
-    One iteration of Powell's method: a line search along each scale. The paper's loss takes 512 pictures; on ResNet-18
+    One iteration of Powell's method: a line search along each scale. The paper's loss takes 512 images; on ResNet-18
     with glyphs 128, 256 and 512 give top-1 within 0.3 points of each other, in no order.
-    The search ends after `evaluations` of the loss at the latest, each of them a forward of those pictures.
+    The search ends after `evaluations` of the loss at the latest, each of them a forward of those images.
     """
 
     images: int = 128
     evaluations: int = 600
 
     edge_bits: ClassVar[int] = 32  # floating point
+
+    @property
+    def refinement_images(self) -> int:
+        return self.images * self.evaluations
 
     def solve_weights(self, stats: LayerStats, weight: Tensor, bits: int) -> Codes:
         return _rounded(weight, bits, lp_scale(weight, Grid(bits), p=2))
@@ -83,17 +88,17 @@ class LAPQ(Method):
         tensors = [tensor for pair in zip_longest(weights, inputs) for tensor in pair if tensor]
         current = np.full(len(tensors), np.nan)
 
-        def put(wanted: np.ndarray) -> None:
-            for index in np.flatnonzero(wanted != current):
-                tensor, scale = tensors[index], float(wanted[index])
+        def put(scales: np.ndarray) -> None:
+            for index in np.flatnonzero(scales != current):
+                tensor, scale = tensors[index], float(scales[index])
                 if isinstance(tensor, RefinableWeight):
                     tensor.put(_rounded(tensor.weight, tensor.bits, tensor.weight.new_tensor(scale)))
                 else:
                     tensor.put(tensor.samples.values.new_tensor(scale))
-            current[:] = wanted
+            current[:] = scales
 
-        def loss_at(wanted: np.ndarray) -> float:
-            put(wanted)
+        def loss_at(scales: np.ndarray) -> float:
+            put(scales)
             return loss(self.images)
 
         candidates = [_lp_scales(tensors, p) for p in progress(EXPONENTS, "Lp scales")]
@@ -106,9 +111,9 @@ class LAPQ(Method):
 
             def objective(exponents: np.ndarray) -> float:
                 nonlocal best
-                wanted = start * _STEP**exponents
-                value = loss_at(wanted)
-                best = min(best, (value, wanted), key=lambda pair: pair[0])
+                scales = start * _STEP**exponents
+                value = loss_at(scales)
+                best = min(best, (value, scales), key=lambda pair: pair[0])
                 bar.update()
                 return value
 

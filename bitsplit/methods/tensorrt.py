@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitsplit.grid import Grid
 from bitsplit.methods.tflite import TFLite
-from bitsplit.stats import InputSamples
+from bitsplit.statistics.samples import InputSamples
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class TensorRT(TFLite):
         if largest == 0:
             return values.new_ones(())
         counts = torch.histc(magnitude.float(), self.bins, 0, largest).double().cpu().numpy()
-        kept = least_divergent(counts, levels=grid.high + 1)
-        return values.new_tensor((kept + 0.5) * largest / self.bins / grid.high)
+        bins_below = least_divergent(counts, levels=grid.high + 1)
+        return values.new_tensor((bins_below + 0.5) * largest / self.bins / grid.high)
 
 
 def least_divergent(counts: np.ndarray, levels: int) -> int:
@@ -41,7 +41,7 @@ def least_divergent(counts: np.ndarray, levels: int) -> int:
     one that leaves values in the last bin alone, where P and Q agree whatever is clipped.
     """
     total = counts.sum()
-    best, kept = np.inf, len(counts)
+    best, bins_below = np.inf, len(counts)
     # Without empty bins, groups of one bin: Q equals P, but for the outliers.
     below = np.concatenate([[0.0], np.cumsum(counts)])
     occupied = np.concatenate([[0], np.cumsum(counts > 0)])
@@ -59,5 +59,5 @@ def least_divergent(counts: np.ndarray, levels: int) -> int:
         p = reference[present] / total
         divergence = (p * np.log(p / (q / below[i]))).sum()
         if divergence < best:
-            best, kept = divergence, i
-    return kept
+            best, bins_below = divergence, i
+    return bins_below

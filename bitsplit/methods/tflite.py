@@ -7,7 +7,8 @@ from torch import Tensor
 
 from bitsplit.grid import Grid
 from bitsplit.methods.base import Codes, Method
-from bitsplit.stats import InputSamples, LayerStats
+from bitsplit.statistics.moments import LayerStats
+from bitsplit.statistics.samples import InputSamples
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ python -m bitsplit.report figures glyphs    draws top-1 against bit-width
 """
 
 from bitsplit.report.accuracy import interval
-from bitsplit.report.cell import cell_line, cell_table
-from bitsplit.report.titles import FULL_IMAGENET, METHOD_TITLES, MODEL_TITLES
+from bitsplit.report.summary import run_line, run_table
+from bitsplit.report.titles import METHOD_TITLES, MODEL_TITLES
 
-__all__ = ["FULL_IMAGENET", "METHOD_TITLES", "MODEL_TITLES", "cell_line", "cell_table", "interval"]
+__all__ = ["METHOD_TITLES", "MODEL_TITLES", "run_line", "run_table", "interval"]

@@ -7,7 +7,7 @@ _CONFIDENCE = 0.975  # two-sided 95%
 
 
 def interval(percent: float, images: int) -> float:
-    """Half width of the 95% interval of an accuracy measured on `images` pictures (binomial), in points.
+    """Half width of the 95% interval of an accuracy measured on so many images (binomial), in points.
 
     >>> round(interval(80.0, images=10_000), 2)
     0.78
@@ -19,7 +19,7 @@ def interval(percent: float, images: int) -> float:
 def seeds_interval(percents: Sequence[float], images: int) -> float:
     """Half width of the 95% interval of the mean accuracy of several seeds (Student's t), in points.
 
-    One seed, or seeds that all agree to the picture, say nothing about their spread: then the binomial interval.
+    One seed, or seeds that all agree to the image, say nothing about their spread: then the binomial interval.
     """
     if len(set(percents)) == 1:
         return interval(percents[0], images)

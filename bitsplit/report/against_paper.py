@@ -2,38 +2,37 @@
 
 import pandas
 
-from bitsplit.report.cells import FLOAT_BITS
-from bitsplit.report.comparison import table4
-from bitsplit.report.folder import Folder
+from bitsplit.report.records import Records
 from bitsplit.report.render import Table
 from bitsplit.report.sweeps import table_both, table_weights
-from bitsplit.report.texts import signed
+from bitsplit.report.table4 import table4
+from bitsplit.report.texts import bits_text, signed
 from bitsplit.report.titles import method_title
 
-_BLOCK = ["table", "wbits", "abits", "method"]  # the cells of a row, which differ in the network
-_TABLES = {"table4": table4, "table_weights": table_weights, "table_both": table_both}
+_ROW_KEY = ["table", "wbits", "abits", "method"]  # the cells of a row, which differ in the network
+_COMPARED = {"table4": table4, "table_weights": table_weights, "table_both": table_both}
 
 
-def against_paper(folder: Folder) -> Table | None:
+def against_paper(records: Records) -> Table | None:
     """Ours minus the paper's top-1 for each table, method and pair of bit-widths, over the networks.
 
     None without a record of a cell that the paper has, and where the paper's numbers are of other data.
     """
-    made = {name: make(folder) for name, make in _TABLES.items()} if folder.paper is not None else {}
-    cells = [table.cells.assign(table=name) for name, table in made.items() if table]
-    found = pandas.concat(cells).dropna(subset="paper_top1") if cells else pandas.DataFrame({"seeds": []})
-    if not (found["seeds"] > 0).any():
+    tables = {name: table_of(records) for name, table_of in _COMPARED.items()} if records.paper is not None else {}
+    cells = [table.cells.assign(table=name) for name, table in tables.items() if table]
+    both = pandas.concat(cells).dropna(subset="paper_top1") if cells else pandas.DataFrame({"seeds": []})
+    if not (both["seeds"] > 0).any():
         return None
-    rows = [dict(zip(_BLOCK, key, strict=True)) | _compared(group) for key, group in found.groupby(_BLOCK, sort=False)]
+    blocks = both.groupby(_ROW_KEY, sort=False)
+    table = pandas.DataFrame([dict(zip(_ROW_KEY, key, strict=True)) | _differences(block) for key, block in blocks])
     caption = (
-        f"Ours on {folder.title} minus the paper's on ImageNet: top-1 in points over the networks of which both have a "
-        "number; inside: differences within the 95% interval of ours"
+        f"Ours on {records.title} minus the paper's on ImageNet: top-1 in points over the networks of which both have "
+        "a number; inside: differences within the 95% interval of ours"
     )
-    table = pandas.DataFrame(rows)
-    return Table(caption, table, _shown(table), heads=2)
+    return Table(caption, table, _readable(table), heads=2)
 
 
-def _compared(cells: pandas.DataFrame) -> dict:
+def _differences(cells: pandas.DataFrame) -> dict:
     run = cells.dropna(subset="difference")
     difference = run["difference"]
     return {
@@ -46,13 +45,12 @@ def _compared(cells: pandas.DataFrame) -> dict:
     }
 
 
-def _shown(table: pandas.DataFrame) -> pandas.DataFrame:
-    bits = "W" + table["wbits"].astype(str) + "A" + table["abits"].astype(str)
+def _readable(table: pandas.DataFrame) -> pandas.DataFrame:
     run = table["run"] > 0
     return pandas.DataFrame(
         {
             "table": table["table"],
-            "bits": bits.where(table["wbits"] != FLOAT_BITS, ""),
+            "bits": bits_text(table),
             "method": table["method"].map(method_title),
             "networks run": table["run"].astype(str) + " of " + table["paper"].astype(str),
             **{name: table[name].map(signed).where(run, "–") for name in ("mean", "least", "greatest")},

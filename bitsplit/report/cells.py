@@ -4,8 +4,8 @@ import pandas
 
 from bitsplit.report.accuracy import seeds_interval
 from bitsplit.report.titles import FLOATING_POINT
+from bitsplit.settings import FLOAT_BITS
 
-FLOAT_BITS = 32
 KEY = ["model", "method", "wbits", "abits"]
 COLUMNS = [
     *KEY,
@@ -24,15 +24,15 @@ COLUMNS = [
 
 
 def cells(
-    plan: list[tuple], runs: list[dict], paper: pandas.DataFrame | None = None, floating_point: str = "fp32"
+    places: list[tuple], runs: list[dict], paper: pandas.DataFrame | None = None, floating_point: str = "fp32"
 ) -> pandas.DataFrame:
-    """One row a cell of `plan`, tuples (model, method, wbits, abits), in its order; columns are `COLUMNS`.
+    """One row a cell for each of `places`, tuples (model, method, wbits, abits), in their order; columns are `COLUMNS`.
 
     Accuracies in percent, intervals (half width), drops and differences in points. A cell without a record has no
-    seeds and no numbers. Drops are against the `floating_point` network, which is a method of the plan too: "fp32", or
-    "fp32_bn" with re-estimated batch-norm.
+    seeds and no numbers. Drops are against the `floating_point` network, which is a method of the places too: "fp32",
+    or "fp32_bn" with re-estimated batch-norm.
     """
-    table = pandas.DataFrame(plan, columns=KEY).merge(_measured(runs, floating_point), how="left", on=KEY)
+    table = pandas.DataFrame(places, columns=KEY).merge(_means(runs, floating_point), how="left", on=KEY)
     table["seeds"] = table["seeds"].fillna(0).astype(int)
     table["images"] = table["images"].astype("Int64")
     if paper is not None:
@@ -48,22 +48,17 @@ def measured_cells(table: pandas.DataFrame) -> pandas.DataFrame:
     return table[(table["seeds"] > 0) & ~table["method"].isin(FLOATING_POINT)]
 
 
-def _measured(runs: list[dict], floating_point: str) -> pandas.DataFrame:
+def _means(runs: list[dict], floating_point: str) -> pandas.DataFrame:
     """Mean and interval over the seeds of each cell that has a record, the floating-point networks' included."""
     rows = []
     for run in runs:
-        quantized, reference = run["metrics"]["quantized"], run["metrics"][floating_point]
-        accuracy = {"images": quantized["images"], "top1": quantized["top1"], "top5": quantized["top5"]}
+        quantized, reference = (_accuracy(run["metrics"][network]) for network in ("quantized", floating_point))
         drop = reference["top1"] - quantized["top1"]
-        rows.append({key: run[key] for key in (*KEY, "seed")} | accuracy | {"drop": drop})
+        rows.append({key: run[key] for key in (*KEY, "seed")} | quantized | {"drop": drop})
         # Nothing but re-estimation makes the floating-point network depend on the seed.
         seed = run["seed"] if floating_point == "fp32_bn" and run["batch_norm"] == "reestimate" else 0
-        accuracy = {"images": reference["images"], "top1": reference["top1"], "top5": reference["top5"]}
-        rows.append(
-            dict(zip(KEY, (run["model"], floating_point, FLOAT_BITS, FLOAT_BITS), strict=True))
-            | {"seed": seed}
-            | accuracy
-        )
+        bits = {"wbits": FLOAT_BITS, "abits": FLOAT_BITS}
+        rows.append({"model": run["model"], "method": floating_point, **bits, "seed": seed} | reference)
     groups = pandas.DataFrame(rows).drop_duplicates([*KEY, "seed"]).groupby(KEY, sort=False)
     table = groups.agg(
         seeds=("seed", "size"),
@@ -77,3 +72,7 @@ def _measured(runs: list[dict], floating_point: str) -> pandas.DataFrame:
             seeds_interval(group[metric].tolist(), group["images"].iloc[0]) for _, group in groups
         ]
     return table.reset_index()
+
+
+def _accuracy(metrics: dict) -> dict:
+    return {name: metrics[name] for name in ("images", "top1", "top5")}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas
 
-from bitsplit import record
+from bitsplit.files import write_text
 
 LONGEST_FLOAT = 45  # rows that LaTeX still sets on one page
 _LATEX = str.maketrans(
@@ -52,12 +52,12 @@ def latex(table: Table) -> str:
     return text + notes if long else text.replace("\\end{tabular}\n", f"\\end{{tabular}}\n{notes}")
 
 
-def write(table: Table, folder: Path, name: str) -> str:
+def write_table(table: Table, folder: Path, name: str) -> str:
     """Writes `folder`/`name`.md, .csv and .tex; returns the Markdown."""
     text = markdown(table)
-    record.write_text(folder / f"{name}.md", text)
-    record.write_text(folder / f"{name}.csv", table.cells.to_csv(index=False))
-    record.write_text(folder / f"{name}.tex", latex(table))
+    write_text(folder / f"{name}.md", text)
+    write_text(folder / f"{name}.csv", table.cells.to_csv(index=False))
+    write_text(folder / f"{name}.tex", latex(table))
     return text
 
 

@@ -6,8 +6,11 @@ from matplotlib.lines import Line2D
 
 from bitsplit.report.titles import FLOATING_POINT, PAPER_METHODS, in_order, method_title
 
-# Okabe and Ito's colours, which colour-blind people can tell apart; yellow, pale on white, comes last.
-_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#000000", "#0072B2", "#D55E00", "#F0E442")
+# Okabe and Ito's colours, then two of Tol's, for colour-blind people too; yellow, pale on white, comes last.
+_COLOURS = (
+    *("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#000000", "#0072B2", "#D55E00"),
+    *("#117733", "#882255", "#F0E442"),
+)
 _MARKERS = "sv^<>oDPX*h"
 INCHES, PANEL_INCHES, DPI = 9, 3.8, 200  # at 900 pixels, text of 10 points is 14 pixels high
 
@@ -17,13 +20,13 @@ def styles(methods: Iterable[str]) -> dict[str, dict]:
     quantized = [method for method in methods if method not in FLOATING_POINT]
     places = in_order([*PAPER_METHODS, *quantized], dict.fromkeys(PAPER_METHODS))
     edge = {"markeredgecolor": "black", "markeredgewidth": 0.4}
-    found = {"fp32": {"color": "#555555", "linestyle": "--"}}
+    looks = {"fp32": {"color": "#555555", "linestyle": "--"}}
     for method in quantized:
         place = places.index(method)
-        found[method] = {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]} | edge
-    return found
+        looks[method] = {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]} | edge
+    return looks
 
 
-def legend_handles(found: dict[str, dict]) -> list[Line2D]:
+def legend_handles(looks: dict[str, dict]) -> list[Line2D]:
     """One line for each method of `styles`."""
-    return [Line2D([], [], label=method_title(method), **style) for method, style in found.items()]
+    return [Line2D([], [], label=method_title(method), **style) for method, style in looks.items()]

@@ -1,26 +1,29 @@
-"""A cell as people read it, and the words that explain it."""
+"""A cell as people read it, the words that explain it, and the shape of a table in which methods are compared."""
 
 import pandas
+
+from bitsplit.report.titles import method_title
+from bitsplit.settings import FLOAT_BITS
 
 
 def top1_text(cell: pandas.Series) -> str:
     """83.92 ± 0.72 (−0.14; 3 seeds; paper 84.1, −0.18): accuracy, interval, change from floating point, ..."""
-    beside = []
+    remarks = []
     if pandas.notna(cell["drop"]):
-        beside.append(signed(-cell["drop"]))
+        remarks.append(signed(-cell["drop"]))
     if cell["seeds"] > 1:
-        beside.append(f"{cell['seeds']} seeds")
-    return _text(cell, "top1", [*beside, *_paper(cell["paper_top1"], cell["difference"])])
+        remarks.append(f"{cell['seeds']} seeds")
+    return _accuracy_text(cell, "top1", [*remarks, *_paper_text(cell["paper_top1"], cell["difference"])])
 
 
 def top5_text(cell: pandas.Series) -> str:
     """95.98 ± 0.38 (paper 96.1, −0.12): accuracy, interval, the paper's."""
-    return _text(cell, "top5", _paper(cell["paper_top5"], cell["difference_top5"]))
+    return _accuracy_text(cell, "top5", _paper_text(cell["paper_top5"], cell["difference_top5"]))
 
 
 def legend(table: pandas.DataFrame) -> str:
     """What the numbers of the cells of `table` mean."""
-    parts = ["accuracy in percent ± half width of its 95% interval (binomial over the pictures)"]
+    parts = ["accuracy in percent ± half width of its 95% interval (binomial over the images)"]
     if (table["seeds"] > 1).any():
         parts.append("where a number of seeds is given, their mean and the t-interval over them")
     parts.append("in brackets the change from floating point in points")
@@ -38,14 +41,51 @@ def signed(points: float) -> str:
     return f"{points:+.2f}".replace("-", "−") if round(points, 2) else "0.00"
 
 
-def _text(cell: pandas.Series, metric: str, beside: list[str]) -> str:
+def number_text(value: object, digits: int = 2) -> str:
+    """A float with so many digits, anything else as it is, and a dash where there is nothing."""
+    if pandas.isna(value):
+        return "–"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def bits_text(cells: pandas.DataFrame, pattern: str = "W{wbits}A{abits}") -> pandas.Series:
+    """The bit-widths of each cell; nothing for floating point."""
+    return pandas.Series(
+        [
+            "" if wbits == FLOAT_BITS else pattern.format(wbits=wbits, abits=abits)
+            for wbits, abits in zip(cells["wbits"], cells["abits"], strict=True)
+        ],
+        cells.index,
+    )
+
+
+def methods_by_column(cells: pandas.DataFrame, columns: pandas.Series, texts: pandas.Series) -> pandas.DataFrame:
+    """The layout of the paper's Tables 4 and 5: one row a setting and method, one column for each of `columns`."""
+    table = pandas.DataFrame(
+        {
+            "setting": bits_text(cells, "A{abits}W{wbits}"),
+            "method": cells["method"].map(method_title),
+            "column": columns,
+            "text": texts,
+        }
+    )
+    wide = table.pivot_table("text", ["setting", "method"], "column", aggfunc="first", sort=False)
+    return wide.rename_axis(columns=None).reset_index()
+
+
+def _accuracy_text(cell: pandas.Series, metric: str, remarks: list[str]) -> str:
     number = "not run"
     if cell["seeds"]:
         number = f"{cell[metric]:.2f} ± {cell[f'{metric}_interval']:.2f}"
-    return f"{number} ({'; '.join(beside)})" if beside else number
+    return with_remarks(number, remarks)
 
 
-def _paper(published: str, difference: float) -> list[str]:
-    if pandas.isna(published):
+def with_remarks(number: str, remarks: list[str]) -> str:
+    """The number, and in brackets behind it what there is to say of it."""
+    return f"{number} ({'; '.join(remarks)})" if remarks else number
+
+
+def _paper_text(number: str, difference: float) -> list[str]:
+    if pandas.isna(number):
         return []
-    return [f"paper {published}" + (f", {signed(difference)}" if pandas.notna(difference) else "")]
+    return [f"paper {number}" + (f", {signed(difference)}" if pandas.notna(difference) else "")]

@@ -4,8 +4,11 @@ from collections.abc import Iterable
 
 FULL_IMAGENET, FULL_COCO = "imagenet", "coco"  # the only folders in which the paper's numbers stand beside ours
 PAPER_SHOWN = (FULL_IMAGENET, "glyphs")  # folders whose tables name the paper's networks before they have run
-PAPER_MODELS = ("resnet18", "resnet50", "resnet101", "vgg16_bn")
+PAPER_CLASSIFIERS = ("resnet18", "resnet50", "resnet101", "vgg16_bn")
+DEPTHWISE_CLASSIFIERS = ("mobilenet_v3_small",)  # shown in a table of their own, in none of the paper's
+PAPER_DETECTORS = ("retinanet", "mask_rcnn")
 PAPER_METHODS = ("tflite", "tensorrt", "aciq", "aciq_mix", "lapq", "bitsplit", "bitsplit_per_channel")
+PAPER_PAIR = ("tflite", "bitsplit")  # all that the sweeps over bit-widths and Table 5 compare
 
 FLOATING_POINT = {"fp32": "floating point", "fp32_bn": "floating point, same batch-norm"}
 METHOD_TITLES = FLOATING_POINT | {
@@ -16,13 +19,17 @@ METHOD_TITLES = FLOATING_POINT | {
     "lapq": "LAPQ",
     "bitsplit": "Bit-split",
     "bitsplit_per_channel": "Bit-split-per-channel",
+    "gptq": "GPTQ",
+    "bitsplit_ecaq": "Bit-split-ECAQ",
     "bitsplit_lattice": "Bit-split-lattice",
+    "bitsplit_plus": "Bit-split-plus",
 }
 MODEL_TITLES = {
     "resnet18": "ResNet-18",
     "resnet50": "ResNet-50",
     "resnet101": "ResNet-101",
     "vgg16_bn": "VGG-16-BN",
+    "mobilenet_v3_small": "MobileNetV3-Small",
     "efficientnet_lite0": "EfficientNet-Lite0",
     "retinanet": "RetinaNet",
     "mask_rcnn": "Mask R-CNN",
@@ -48,7 +55,7 @@ def model_title(name: str) -> str:
     return MODEL_TITLES.get(name, name)
 
 
-def in_order(names: Iterable[str], titles: dict[str, str]) -> list[str]:
+def in_order(names: Iterable[str], titles: Iterable[str]) -> list[str]:
     """Each name once: those of `titles` in its order, then the others by alphabet.
 
     >>> in_order(["mine", "vgg16_bn", "resnet18", "a_net", "mine"], MODEL_TITLES)

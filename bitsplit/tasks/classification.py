@@ -2,24 +2,26 @@
 
 from collections.abc import Iterable
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitsplit.config import Layers
 from bitsplit.errors import InputError
-from bitsplit.models import Network
+from bitsplit.networks.network import Network
 from bitsplit.progress import progress
+from bitsplit.settings import Layers
+from bitsplit.tasks.predictions import Predictions, kept_predictions
 
 EVALUATION_PIXELS = 2**20  # a batch, so that one layer's feature maps stay in a CPU's cache
 
 
 class Classification:
-    """One network on one data set. A label below 0 means "unlabelled": such pictures have no accuracy.
+    """One network on one data set. A label below 0 means "unlabelled": such images have no accuracy.
 
     `data` offers name, title, domain, calibration(preprocessing, batch_size, batches, seed) and
-    validation(preprocessing, batch_size); `source` is a model of `bitsplit.models`.
+    validation(preprocessing, batch_size); `source` is a model of `bitsplit.networks.classifiers`.
     """
 
     layers = Layers()  # the last layer called makes the prediction
@@ -36,19 +38,30 @@ class Classification:
         return self.network.module.to(self.device, memory_format=torch.channels_last)
 
     def calibration(self, batch_size: int, batches: int, seed: int) -> Iterable:
-        """Up to `batches` full batches of calibration pictures, the same ones each time they are iterated."""
+        """Up to `batches` full batches of calibration images, the same ones each time they are iterated."""
         return self.data.calibration(self.network.preprocessing, batch_size, batches, seed)
 
     @cached_property
-    def floating_point(self) -> tuple[Tensor, dict]:
-        """Logits (n, classes) of the floating-point network on the validation pictures, and its metrics."""
-        logits, labels, skipped = self._predict(self.module, "floating point")
-        return logits, metrics(logits, labels, logits, skipped)
+    def float_metrics(self) -> dict:
+        """Metrics of the floating-point network."""
+        logits, labels, skipped = self._float_predictions
+        return metrics(logits, labels, logits, skipped)
+
+    @cached_property
+    def _float_predictions(self) -> Predictions:
+        files = getattr(self._validation, "paths", ())
+        return kept_predictions(
+            self.network, self.data, files, self.device, lambda: self._predict(self.module, "floating point")
+        )
 
     def evaluate(self, module: nn.Module, what: str = "evaluation") -> dict:
-        """Metrics of `module` on the validation pictures, also against the floating-point network."""
+        """Metrics of `module` on the validation images, also against the floating-point network."""
         logits, labels, skipped = self._predict(module, what)
-        return metrics(logits, labels, self.floating_point[0], skipped)
+        return metrics(logits, labels, self._float_predictions[0], skipped)
+
+    def files(self, calibration: Iterable) -> list[Path]:
+        """The files that the numbers depend on, those of the calibration batches first; none of drawn data."""
+        return [path for batches in (calibration, self._validation) for path in getattr(batches, "paths", ())]
 
     @cached_property
     def _validation(self) -> Iterable:
@@ -56,23 +69,23 @@ class Classification:
         return self.data.validation(preprocessing, EVALUATION_PIXELS // preprocessing.crop**2)
 
     @torch.inference_mode()
-    def _predict(self, module: nn.Module, what: str) -> tuple[Tensor, Tensor, int]:
+    def _predict(self, module: nn.Module, what: str) -> Predictions:
         batches = self._validation
         logits, labels = [], []
         for images, batch_labels in progress(batches, what):
             logits.append(module(images.to(self.device, memory_format=torch.channels_last)).float().cpu())
             labels.append(batch_labels)
         if not logits:
-            raise InputError("none of the validation pictures can be read")
+            raise InputError("none of the validation images can be read")
         logits = torch.cat(logits)
         if not logits.isfinite().all():
-            raise InputError(f"the {what} network's output holds NaN or infinity on the validation pictures")
+            raise InputError(f"the {what} network's output holds NaN or infinity on the validation images")
         return logits, torch.cat(labels), len(getattr(batches, "skipped", ()))
 
 
 def metrics(logits: Tensor, labels: Tensor, reference: Tensor, skipped: int) -> dict:
     """Percentages top1 and top5 (None without labels), agreement of the top-1 class with the reference network's, the
-    logits' signal-to-noise ratio in dB against the reference (None where they are equal), and counts of pictures."""
+    logits' signal-to-noise ratio in dB against the reference (None where they are equal), and counts of images."""
     top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = (top5 == labels.unsqueeze(1)).double()
     labelled = bool((labels >= 0).all())

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsplit.config import Layers
 from bitsplit.data.coco import Scenes
-from bitsplit.detectors import DetectorModule, DetectorNetwork, quiet
 from bitsplit.errors import InputError
+from bitsplit.networks.detectors import DetectorModule, DetectorNetwork, quiet
 from bitsplit.progress import progress
+from bitsplit.settings import Layers
 
-PICTURES = 8  # a batch of the evaluation
+IMAGES = 8  # a batch of the evaluation
 # Calibration batches hold no more pixels than 64 of ImageNet's crops.
 CALIBRATION_PIXELS = 64 * 224 * 224
 # COCOeval's first numbers.
@@ -40,7 +40,7 @@ def coco_dataset(scenes: Scenes, pipeline: list[dict], classes: tuple[str, ...])
 class Detection:
     """One detector on one data set of scenes; the counterpart of `Classification`.
 
-    `data` offers name, title, domain and scenes(split); `source` is a model of `bitsplit.detectors`.
+    `data` offers name, title, domain and scenes(split); `source` is a model of `bitsplit.networks.detectors`.
     """
 
     def __init__(self, source, data, device: torch.device):
@@ -63,16 +63,23 @@ class Detection:
         return CalibrationScenes(self, batch_size, batches, seed)
 
     @cached_property
-    def floating_point(self) -> tuple[None, dict]:
-        """Nothing, and the metrics of the floating-point detector on the validation scenes."""
-        return None, self.evaluate(self.module, "floating point")
+    def float_metrics(self) -> dict:
+        """Metrics of the floating-point detector on the validation scenes."""
+        return self.evaluate(self.module, "floating point")
+
+    def files(self, calibration: "CalibrationScenes") -> list[Path]:
+        """The files that the numbers depend on, those of the calibration scenes first; none of drawn data."""
+        if not hasattr(self.data, "root"):
+            return []
+        train, val = self.data.scenes("train"), self.data.scenes("val")
+        return [train.annotations, *calibration.paths, val.annotations, *val.paths]
 
     def evaluate(self, module: DetectorModule, what: str = "evaluation") -> dict:
         """COCO's average precisions of `module` on the validation scenes, in percent."""
         with tempfile.TemporaryDirectory() as folder:
             files = self.predict(module, Path(folder), what)
-            found = {kind: average_precision(self._validation.annotations, file, kind) for kind, file in files.items()}
-        precisions = {f"{kind}_{name}": value for kind, values in found.items() for name, value in values.items()}
+            values = {kind: average_precision(self._validation.annotations, file, kind) for kind, file in files.items()}
+        precisions = {f"{kind}_{name}": value for kind, numbers in values.items() for name, value in numbers.items()}
         return precisions | {"images": len(self._validation), "skipped": 0}
 
     @torch.inference_mode()
@@ -86,15 +93,15 @@ class Detection:
         kinds = ["bbox", "segm"] if getattr(module.detector, "with_mask", False) else ["bbox"]
         with quiet():
             metric = CocoMetric(
-                str(self._validation.annotations), kinds, format_only=True, outfile_prefix=str(folder / "found")
+                str(self._validation.annotations), kinds, format_only=True, outfile_prefix=str(folder / "detections")
             )
         metric.dataset_meta = dataset.metainfo
-        for start in progress(range(0, len(dataset), PICTURES), what):
-            batch = pseudo_collate([read(dataset, i) for i in range(start, min(start + PICTURES, len(dataset)))])
+        for start in progress(range(0, len(dataset), IMAGES), what):
+            batch = pseudo_collate([read_image(dataset, i) for i in range(start, min(start + IMAGES, len(dataset)))])
             metric.process(batch, [sample.to_dict() for sample in module.detector.test_step(batch)])
         with quiet():
             metric.evaluate(len(dataset))
-        return {kind: folder / f"found.{kind}.json" for kind in kinds}
+        return {kind: folder / f"detections.{kind}.json" for kind in kinds}
 
     @cached_property
     def truth(self):
@@ -106,30 +113,30 @@ class Detection:
 
     @property
     def ground_truth(self) -> dict[int, list[dict]]:
-        """COCO annotations by identifier of the validation picture."""
-        return _by_picture(self.truth)
+        """COCO annotations by identifier of the validation image."""
+        return _by_image(self.truth)
 
     def detections(self, module: DetectorModule, least_score: float) -> dict[int, list[dict]]:
         """As `ground_truth`, what `module` finds; with masks where it has them."""
         with tempfile.TemporaryDirectory() as folder:
             *_, file = self.predict(module, Path(folder), "detections").values()
             with quiet():
-                found = self.truth.loadRes(str(file))
+                detections = self.truth.loadRes(str(file))
         return {
-            index: [one for one in annotations if one["score"] >= least_score]
-            for index, annotations in _by_picture(found).items()
+            index: [annotation for annotation in annotations if annotation["score"] >= least_score]
+            for index, annotations in _by_image(detections).items()
         }
 
-    def picture(self, index: int) -> Path:
-        """File of the validation picture with this identifier."""
+    def image(self, index: int) -> Path:
+        """File of the validation image with this identifier."""
         return self._validation.images / self.truth.imgs[index]["file_name"]
 
     def dataset(self, scenes: Scenes):
         """mmdet's data set of these scenes with the detector's test pipeline, without its annotations."""
         from mmdet.registry import DATASETS
 
-        given = self.network.preprocessing.test_dataloader.dataset
-        pipeline = [step for step in given.pipeline if step.type != "LoadAnnotations"]
+        dataset = self.network.preprocessing.test_dataloader.dataset
+        pipeline = [step for step in dataset.pipeline if step.type != "LoadAnnotations"]
         detector = self.network.module.detector
         head = detector.roi_head.bbox_head if hasattr(detector, "roi_head") else detector.bbox_head
         if head.num_classes != len(scenes.categories):
@@ -151,7 +158,7 @@ class CalibrationScenes:
     def __init__(self, task: Detection, batch_size: int, batches: int, seed: int):
         self._task, scenes = task, task.data.scenes("train")
         self._scenes = scenes
-        pixels = read(self._dataset, 0)["inputs"].shape[-2:].numel()
+        pixels = read_image(self._dataset, 0)["inputs"].shape[-2:].numel()
         self.batch_size = max(1, min(batch_size, CALIBRATION_PIXELS // pixels, len(scenes)))
         count = min(batches, len(scenes) // self.batch_size) * self.batch_size
         self._order = np.random.default_rng(seed).permutation(len(scenes))[:count]
@@ -159,12 +166,17 @@ class CalibrationScenes:
     def __len__(self) -> int:
         return len(self._order) // self.batch_size
 
+    @property
+    def paths(self) -> list[Path]:
+        """Files of the scenes, in the order in which they are read."""
+        return [self._scenes.paths[index] for index in self._order]
+
     def __iter__(self) -> Iterator[Tensor]:
         from mmengine.dataset import pseudo_collate
 
         preprocessor = self._task.module.detector.data_preprocessor
         for chosen in self._order.reshape(-1, self.batch_size):
-            batch = pseudo_collate([read(self._dataset, int(index)) for index in chosen])
+            batch = pseudo_collate([read_image(self._dataset, int(index)) for index in chosen])
             yield preprocessor(batch, False)["inputs"]
 
     @cached_property
@@ -172,12 +184,12 @@ class CalibrationScenes:
         return self._task.dataset(self._scenes)
 
 
-def _by_picture(annotations) -> dict[int, list[dict]]:
+def _by_image(annotations) -> dict[int, list[dict]]:
     return {index: annotations.loadAnns(annotations.getAnnIds(imgIds=[index])) for index in annotations.imgs}
 
 
-def read(dataset, index: int) -> dict:
-    """A picture of an mmdet data set, through its pipeline; InputError where its file is damaged."""
+def read_image(dataset, index: int) -> dict:
+    """An image of an mmdet data set, through its pipeline; InputError where its file is damaged."""
     try:
         return dataset[index]
     except Exception as error:  # whatever a pipeline of the user's own may raise
@@ -189,7 +201,7 @@ def average_precision(annotations: Path, detections: Path, kind: str) -> dict[st
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    if not json.loads(detections.read_text()):
+    if not json.loads(detections.read_text(encoding="utf-8")):
         return dict.fromkeys(PRECISIONS, 0.0)  # COCO takes no empty result
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(annotations)

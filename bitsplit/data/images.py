@@ -1,0 +1,174 @@
+"""Image files on disk: decoding, the usual transforms, and damaged files named and counted, never a crash mid-run."""
+
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bitsplit.data.processes import available_cores
+from bitsplit.errors import InputError
+
+LARGEST_RESIZE = 4096
+_MEMORY = 2**30  # bytes of decoded images that are kept
+# Said outright: inside joblib's workers the default is a method of its own, in which no further process can start.
+_START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"])
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of an image: mean and std per channel on the 0..1 scale, and sizes in pixels."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop: int = 224
+    interpolation: str = "bilinear"
+
+    def evaluation(self, resize: int | None) -> Callable[[Image.Image], Tensor]:
+        """Shorter side to `resize` (as it is where None) and centre crop; uint8 (3, H, W)."""
+        from bitsplit.vision import transforms as v2
+
+        shrink = [v2.Resize(resize, v2.InterpolationMode(self.interpolation))] if resize else []
+        return v2.Compose([*shrink, v2.CenterCrop(self.crop), v2.PILToTensor()])
+
+    def augmentation(self) -> Callable[[Image.Image], Tensor]:
+        """Random-resized crop and flip, as in training; uint8 (3, H, W). The authors calibrate on such crops."""
+        from bitsplit.vision import transforms as v2
+
+        crop = v2.RandomResizedCrop(self.crop, interpolation=v2.InterpolationMode(self.interpolation))
+        return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """The network's float32 input of uint8 images (N, 3, H, W)."""
+        from bitsplit.vision import transforms as v2
+
+        unit = v2.functional.to_dtype(images, torch.float32, scale=True)
+        return v2.functional.normalize(unit, list(self.mean), list(self.std), inplace=True)
+
+
+class ImageFiles(Dataset):
+    """Images and their labels. A file that cannot be decoded gives its path in the place of the image.
+
+    Random transforms draw from a stream fixed by (seed, index), whatever process loads the image.
+    """
+
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int], transform: Callable, seed: int = 0):
+        self.paths, self._labels, self._transform, self._seed = paths, labels, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return None, -1, str(path)
+        with torch.random.fork_rng(devices=[]):
+            # Hashed together: torch's CPU generator reads only the low 32 bits of its seed.
+            torch.manual_seed(zlib.crc32(f"{self._seed}/{index}".encode()))
+            return self._transform(image), self._labels[index], ""
+
+
+class ImageBatches:
+    """Batches (images (N, 3, H, W), labels (N,)) of image files, in a fixed order, as often as asked for.
+
+    Images that fit in memory are decoded once. `paths` are the files; `skipped` holds the damaged ones met so far, each
+    of which is named on stderr once.
+    """
+
+    def __init__(self, files: ImageFiles, preprocessing: Preprocessing, batch_size: int, drop_last: bool = False):
+        self.batch_size, self.paths = batch_size, files.paths
+        self.skipped: set[str] = set()
+        self._preprocessing = preprocessing
+        self._fit_in_memory = len(files) * 3 * preprocessing.crop**2 <= _MEMORY
+        self._decoded: list[tuple[Tensor, Tensor]] | None = None
+        self._loader = DataLoader(
+            files,
+            batch_size,
+            num_workers=min(available_cores(), 8),
+            drop_last=drop_last,
+            collate_fn=_readable_only,
+            multiprocessing_context=_START_METHOD,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        decoded = []
+        for images, labels in self._decoded or self._decode():
+            if self._fit_in_memory:
+                decoded.append((images, labels))
+            yield self._preprocessing.normalise(images), labels
+        self._decoded = decoded or None  # not reached by a reader that stops early
+
+    def _decode(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels, damaged in self._loader:
+            for path in sorted(set(damaged) - self.skipped):
+                print(f"warning: skipped {path}: not a readable image", file=sys.stderr)
+            self.skipped.update(damaged)
+            if len(labels):
+                yield images, labels
+
+
+def _readable_only(samples: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor, Tensor, list[str]]:
+    readable = [(image, label) for image, label, _ in samples if image is not None]
+    damaged = [path for _, _, path in samples if path]
+    if not readable:
+        return torch.empty(0), torch.empty(0, dtype=torch.int64), damaged
+    images, labels = zip(*readable, strict=True)
+    return torch.stack(images), torch.tensor(labels), damaged
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """All image files under `folder`, sorted; InputError when it is no folder, holds none, or it or a folder in it
+    cannot be read, which a plain listing would leave out and say nothing."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}); permit it (chmod u+rx) or move it away")
+
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the images' folder with data.root=PATH")
+    files = (Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names)
+    paths = sorted(path for path in files if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not paths:
+        raise InputError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
+    return paths
+
+
+def calibration_batches(
+    paths: Sequence[Path], labels: Sequence[int], preprocessing: Preprocessing, batch_size: int, batches: int, seed: int
+) -> ImageBatches:
+    """Up to `batches` full batches of randomly chosen images, in random crops; the same ones for the same seed.
+
+    Raises InputError where the images do not fill one batch.
+    """
+    check_calibration(len(paths), batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(paths), generator=generator)[: batch_size * batches].tolist()
+    files = ImageFiles([paths[i] for i in order], [labels[i] for i in order], preprocessing.augmentation(), seed)
+    return ImageBatches(files, preprocessing, batch_size, drop_last=True)
+
+
+def check_resize(resize: int | None) -> None:
+    """InputError for a shorter side, before the crop, that no network is evaluated with."""
+    if resize is not None and not 1 <= resize <= LARGEST_RESIZE:
+        raise InputError(f"data.resize must be from 1 to {LARGEST_RESIZE} pixels, or null; got {resize!r}")
+
+
+def check_calibration(count: int, batch_size: int) -> None:
+    """InputError when the images do not fill one calibration batch."""
+    if count < batch_size:
+        raise InputError(
+            f"calibration needs at least one batch of {batch_size} images and there are {count}; "
+            "add images or lower calibration.batch_size"
+        )

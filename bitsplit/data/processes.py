@@ -1,0 +1,34 @@
+"""Worker processes: how many, and that they end with the process that started them."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+_LOOK_SECONDS = 1.0
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def end_with_parent() -> None:
+    """Ends this process within seconds of its parent's end, even where that was killed and could tell nobody, and even
+    where it was killed before this process came to call this."""
+    parent = multiprocessing.parent_process().pid
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+def begin_worker() -> None:
+    """What every worker of a pool does first: leave Ctrl-C to the parent, take SIGTERM for the end, end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()

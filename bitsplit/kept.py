@@ -1,0 +1,143 @@
+"""What is made once and kept for the next process: files and folders whose names carry the digest of their content."""
+
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from bitsplit.files import TEMPORARY, abandoned, file_digest, own_name, temporary_file
+
+_DIGITS = 16  # of a digest, in the names of files that carry theirs
+
+
+def kept(folder: Path, stem: str, suffix: str, make: Callable, write: Callable[[Path, object], None], read: Callable):
+    """What `make` gives, read from `folder` where an earlier process has left it there intact, else left there for the
+    next; a process that comes meanwhile waits. One line of warning in all says where nothing could be kept."""
+    with _alone(folder / f".{stem}.lock"):
+        if path := stored_file(folder, stem, suffix):
+            with suppress(OSError):
+                os.utime(path)  # `trim` takes what was used last for the youngest
+            return read(path)
+        value = make()
+        try:
+            store_file(folder, stem, suffix, lambda temporary: write(temporary, value))
+        except OSError as error:
+            _warn_once(f"warning: {folder.parent} cannot be written ({error.strerror}); nothing kept there")
+        return value
+
+
+@cache
+def _warn_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other process holds `path`, and holds it; goes on where a file system knows no locks."""
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        pass
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                path.unlink()  # whoever waits for it looks into the folder next, and finds what was made
+            lock.release()
+
+
+def trim(folders: Iterable[Path], limit: float) -> None:
+    """Removes from `folders` the files that `kept` has left there and nobody has used for longest, down to `limit`
+    bytes in all."""
+    files = [path for folder in folders for path in folder.glob("[0-9a-f]*-*.*")]
+    room = limit
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        room -= path.stat().st_size
+        if room < 0:
+            path.unlink(missing_ok=True)
+
+
+def stored_file(folder: Path, stem: str, suffix: str) -> Path | None:
+    """What `store_file` or, with "" for the suffix, `store_folder` has left under this name, intact; None, with a
+    warning, where what is there is damaged.
+
+    The name ends in the digest of the content, so that any change to it is found.
+    """
+    for path in sorted(folder.glob(f"{stem}-*{suffix}")):
+        try:
+            if path.name == _stored_name(path, stem, suffix):
+                return path
+            reason = "it is damaged"
+        except OSError as error:
+            reason = str(error.strerror)
+        print(f"warning: {path} is not used ({reason}); it is computed anew", file=sys.stderr)
+    return None
+
+
+def store_file(folder: Path, stem: str, suffix: str, write: Callable[[Path], None]) -> None:
+    """Leaves in `folder` what `write` puts into the path that it is given, whole or not at all; what was stored under
+    this name before is replaced."""
+    with temporary_file(folder, stem) as temporary:
+        write(temporary)
+        path = folder / _stored_name(temporary, stem, suffix)
+        os.replace(temporary, path)
+    for other in folder.glob(f"{stem}-*{suffix}"):
+        if other != path:
+            with suppress(OSError):
+                other.unlink()
+
+
+def store_folder(folder: Path, stem: str, write: Callable[[Path], None]) -> Path:
+    """Leaves in `folder` the folder that `write` makes at the path that it is given, whole or not at all, and returns
+    its place; a damaged one there is replaced."""
+    for left in abandoned(folder, f".{stem}", TEMPORARY):
+        shutil.rmtree(left, ignore_errors=True)
+    scratch = folder / (own_name(f".{stem}") + TEMPORARY)
+    try:
+        scratch.mkdir(parents=True)
+        written = scratch / "written"
+        write(written)
+        path = folder / _stored_name(written, stem)
+        while not _move_folder(written, path):
+            with suppress(FileNotFoundError):  # another process has taken the damaged one away
+                if path.name == _stored_name(path, stem):  # that of a faster process
+                    break
+                os.rename(path, scratch / secrets.token_hex(4))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return path
+
+
+def _move_folder(written: Path, path: Path) -> bool:
+    """Moves a folder to `path`; False where something is there already."""
+    try:
+        os.rename(written, path)
+    except OSError:
+        if not path.exists():
+            raise
+        return False
+    return True
+
+
+def _stored_name(content: Path, stem: str, suffix: str = "") -> str:
+    return f"{stem}-{_content_digest(content)[:_DIGITS]}{suffix}"
+
+
+def _content_digest(path: Path) -> str:
+    """SHA-256 of a file's content, or of the places and contents of all files in a folder."""
+    if not path.is_dir():
+        return file_digest(path)
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path)} {file_digest(file)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()

@@ -1,0 +1,37 @@
+"""How the compiled loops share the rows of a layer among threads: in tiles of ROWS rows of one group."""
+
+import numba
+import numpy as np
+from torch import Tensor
+
+ROWS = 16  # rows that share one read of a row of the Gram matrix while it is in cache
+
+
+def like(tensor: Tensor, number: float) -> np.floating:
+    """`number` in the tensor's dtype: an integer among float32 would turn the loops into float64."""
+    return tensor.numpy().dtype.type(number)
+
+
+@numba.njit
+def count_tiles(groups, rows):
+    """The tiles of `groups` groups of `rows` rows."""
+    return groups * ((rows + ROWS - 1) // ROWS)
+
+
+@numba.njit
+def tile_rows(tile, rows):
+    """(group, first row, row behind the last) of one tile."""
+    tiles = (rows + ROWS - 1) // ROWS
+    first = tile % tiles * ROWS
+    return tile // tiles, first, min(first + ROWS, rows)
+
+
+@numba.njit
+def keep_rows(active, count, flags):
+    """Moves those of the first `count` active rows whose flag is set to the front; returns how many they are."""
+    front = 0
+    for i in range(count):
+        if flags[i]:
+            active[front] = active[i]
+            front += 1
+    return front

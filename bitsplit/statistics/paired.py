@@ -1,0 +1,76 @@
+"""Second moments of what a layer reads in the quantized network, against its output in the floating-point one."""
+
+import torch
+from torch import Tensor
+
+from bitsplit.statistics.moments import LayerStats
+
+
+class PairedMoments:
+    """Running moments of patches X of the floating-point network and X̂, at the same places, of the quantized one.
+
+    weight (G, M, N) is the floating-point layer's, so that its output is Y = W X; the target may ask for more. After
+    all patches `mean_read` (G, 1, N) and `mean_output` (G, 1, M) are the means of X̂ and of the target, `mean_missing`
+    (G, 1, M) that of what the target asks for beyond Y.
+    """
+
+    def __init__(self, weight: Tensor):
+        groups, outputs, inputs = weight.shape
+        self._weight, self._count = weight, 0
+        self._gram = weight.new_zeros(groups, inputs, inputs)
+        self._cross = weight.new_zeros(groups, outputs, inputs)
+        self._energy = weight.new_zeros(groups, outputs)
+        self.mean_read = weight.new_zeros(groups, 1, inputs)
+        self.mean_output, self.mean_missing = (weight.new_zeros(groups, 1, outputs) for _ in range(2))
+
+    def add(self, x: Tensor, read: Tensor, missing: Tensor | None = None) -> None:
+        """x, read (G, K, N): patches of X and X̂; missing (G, K, M): what the target asks for beyond Y."""
+        if not read.shape[1]:
+            return
+        output = x @ self._weight.mT
+        if missing is not None:
+            output += missing
+        before, self._count = self._count, self._count + read.shape[1]
+        old, new = before / self._count, 1 / self._count
+        self._gram.baddbmm_(read.mT, read, beta=old, alpha=new)
+        self._cross.baddbmm_(output.mT, read, beta=old, alpha=new)
+        self._energy.mul_(old).add_(output.square().sum(dim=1), alpha=new)
+        self.mean_read.mul_(old).add_(read.sum(dim=1, keepdim=True), alpha=new)
+        self.mean_output.mul_(old).add_(output.sum(dim=1, keepdim=True), alpha=new)
+        if missing is not None:
+            self.mean_missing.mul_(old).add_(missing.sum(dim=1, keepdim=True), alpha=new)
+
+    def stats(self, centred: bool) -> LayerStats:
+        """gram = X̂X̂ᵀ/n, cross = YX̂ᵀ/n and energy = ‖y‖²/n; `centred` about the means, where something else brings the
+        means in order."""
+        gram, cross, energy = self._gram, self._cross, self._energy
+        if centred:
+            gram = gram - self.mean_read.mT @ self.mean_read
+            cross = cross - self.mean_output.mT @ self.mean_read
+            energy = (energy - self.mean_output[:, 0].square()).clamp_min(0)
+        return LayerStats(gram, cross, energy, self._count)
+
+    def mean_error(self, weight: Tensor) -> Tensor:
+        """By how much the mean output of `weight` (G, M, N) reading X̂ falls short of the mean of Y, (G · M,)."""
+        return (self.mean_output - self.mean_read @ weight.mT).flatten()
+
+
+def by_column(values: Tensor, rows: Tensor) -> Tensor:
+    """Values by input channel (C, ...) at the columns (G, 1, N) of rows (G, K, N), weights or patches; a scalar as it
+    is."""
+    if not values.dim():
+        return values
+    taps = rows.shape[0] * rows.shape[2] // values.numel()
+    return values.flatten().repeat_interleave(taps).reshape(rows.shape[0], 1, -1)
+
+
+def compensating(stats: LayerStats, weight: Tensor, share: float, damping: float) -> LayerStats:
+    """Statistics whose minimiser makes up for a `share` of what was lost before the layer: the target W(X̂ + λ(X − X̂)).
+
+    With λ = 1 it would make up for all, and learns the noise of few images. `damping`, a part of A's mean diagonal,
+    is added to A towards W, so that directions which the images hardly show keep their weights.
+    """
+    cross = share * stats.cross + (1 - share) * (weight @ stats.gram)
+    added = damping * stats.gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]
+    gram = stats.gram + added * torch.eye(stats.gram.shape[-1], dtype=stats.gram.dtype, device=stats.gram.device)
+    return LayerStats(gram, cross + added * weight, stats.energy, stats.n)

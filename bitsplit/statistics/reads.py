@@ -1,0 +1,129 @@
+"""Which tensors each layer reads in one forward, in what order, and whether batch-norm reads its output: what roles,
+shared quantizers and the means of outputs are decided from."""
+
+import collections
+import itertools
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitsplit.layers.batch_norm import norms_by_mean
+from bitsplit.layout import weighted_layers
+from bitsplit.statistics.capture import LayerCall, NumberedCalls
+
+_ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """What is added to a layer's output: the tensor of this number (`NumberedCalls`), there before the layer is called,
+    and the batch-norm layer, if any, that the output goes through before."""
+
+    number: int
+    norm: str | None
+
+
+@dataclass(frozen=True)
+class LayerReads:
+    """What one layer reads in a forward, call by call: a number for each tensor, the same for every layer that reads
+    the very same one, and its size as a part of all that the layer reads; and what becomes of its output: whether
+    batch-norm reads it, and the shortcut that is added."""
+
+    tensors: tuple[int, ...]
+    shares: tuple[float, ...]
+    normalised: bool = False
+    shortcut: Shortcut | None = None
+
+
+@torch.no_grad()
+def measure_reads(network: nn.Module, images: Tensor) -> dict[str, LayerReads]:
+    """The reads of every layer that a forward of `images` calls, in the order of the first calls."""
+    calls = _ReadCalls(network)
+    with calls:
+        network(images)
+    return calls.reads()
+
+
+class _ReadCalls(NumberedCalls):
+    """Also follows the layers' outputs to the batch-norm and the addition behind them."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__(network, weighted_layers(network), self._record)
+        self._recorder = ReadRecorder()
+        self._norm_names = norms_by_mean(network)
+        self._called: str | None = None
+        self._begun: dict[str, int] = {}  # by layer, the number of the first tensor after it was called
+        self._made: list[tuple[weakref.ref, int, str | None, str | None]] = []  # tensor, number, its layer, its norm
+        self._normalised: set[str] = set()
+        self._shortcuts: dict[str, Shortcut] = {}
+
+    def _record(self, name: str, call: LayerCall) -> None:
+        self._recorder.add(name, call)
+        self._called = name
+
+    def returned(self, number: int, func: Callable, args: tuple, result: Tensor) -> None:
+        layer, norm = self._called, None
+        if layer:
+            self._begun.setdefault(layer, number)
+        elif func is F.batch_norm and len(args) > 1:
+            _, layer, _ = self._origin(args[0])
+            norm = self._norm_names.get(id(args[1]))
+            self._normalised |= {layer} - {None}
+        elif getattr(func, "__name__", "") in _ADDITIONS and len(args) == 2:
+            self._add(*args)
+        self._called = None
+        self._made = [made for made in self._made if (tensor := made[0]()) is not None and tensor is not result]
+        self._made.append((weakref.ref(result), number, layer, norm))
+
+    def _add(self, *operands: object) -> None:
+        if not all(isinstance(operand, Tensor) for operand in operands) or operands[0].shape != operands[1].shape:
+            return
+        for one, other in (operands, operands[::-1]):
+            _, layer, norm = self._origin(one)
+            number, _, _ = self._origin(other)
+            if layer and number is not None and number < self._begun[layer]:
+                self._shortcuts[layer] = Shortcut(number, norm)
+
+    def _origin(self, tensor: Tensor) -> tuple[int | None, str | None, str | None]:
+        return next((made[1:] for made in self._made if made[0]() is tensor), (None, None, None))
+
+    def reads(self) -> dict[str, LayerReads]:
+        return {
+            name: replace(reads, normalised=name in self._normalised, shortcut=self._shortcuts.get(name))
+            for name, reads in self._recorder.reads().items()
+        }
+
+
+class ReadRecorder:
+    """Sees the calls of one forward; `add` returns how many calls of the layer came before."""
+
+    def __init__(self) -> None:
+        self._alive: list[tuple[weakref.ref, int, int]] = []  # tensor, its version, its number
+        self._numbers = itertools.count()
+        self._tensors: dict[str, list[int]] = collections.defaultdict(list)
+        self._sizes: dict[str, list[int]] = collections.defaultdict(list)
+
+    def add(self, name: str, call: LayerCall) -> int:
+        self._tensors[name].append(self._number(call.input))
+        self._sizes[name].append(call.input.numel())
+        return len(self._tensors[name]) - 1
+
+    def _number(self, tensor: Tensor) -> int:
+        # Another one after a change in place; tensors of inference mode have none, and such changes go unnoticed.
+        version = 0 if tensor.is_inference() else tensor._version
+        self._alive = [seen for seen in self._alive if seen[0]() is not None]
+        same = (number for reference, at, number in self._alive if reference() is tensor and at == version)
+        if (number := next(same, None)) is None:
+            number = next(self._numbers)
+            self._alive.append((weakref.ref(tensor), version, number))
+        return number
+
+    def reads(self) -> dict[str, LayerReads]:
+        return {
+            name: LayerReads(tuple(tensors), tuple(size / max(sum(self._sizes[name]), 1) for size in self._sizes[name]))
+            for name, tensors in self._tensors.items()
+        }

@@ -1,0 +1,1 @@
+"""The steps of a quantization that `ptq.quantize` puts in order."""

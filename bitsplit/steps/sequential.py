@@ -1,0 +1,241 @@
+"""The sequential order: every layer is solved against what the layers before it have left, in one lock-step pass.
+
+At each layer, over all images: the scale of its input X̂, A = X̂X̂ᵀ and C = YX̂ᵀ with Y = WX the floating-point network's
+own output, the integers, the bias; at each batch-norm layer the mean of what it reads; and all forwards go on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitsplit.errors import InputError
+from bitsplit.layers.batch_norm import batch_norms
+from bitsplit.layers.inputs import InputQuantizer
+from bitsplit.layers.quantized import QuantizedLayer, put_input_quantizers, put_weights, wrap_layer
+from bitsplit.layout import grouped_weight, ungrouped, weighted_layers
+from bitsplit.methods.base import Codes
+from bitsplit.plan import Plan
+from bitsplit.progress import progress
+from bitsplit.settings import FLOAT_BITS
+from bitsplit.statistics.batches import CalibrationBatches
+from bitsplit.statistics.capture import LayerCall, finite_range, layer_generators
+from bitsplit.statistics.lockstep import Lockstep, Stop, images_in_memory
+from bitsplit.statistics.moments import LayerRecord, LayerStats, Statistics, unused_weights
+from bitsplit.statistics.paired import PairedMoments, by_column
+from bitsplit.statistics.samples import InputSamples
+from bitsplit.steps.input_scales import QuantizedInput
+
+_REFERENCE, _QUANTIZED = 0, 1  # the networks in lock-step
+_LEAST_GAIN = 1e-3  # of batch-norm, as a part of its greatest: through less, nothing can be made up for
+
+
+@dataclass(frozen=True)
+class SequentialResult:
+    """What the pass has found out for the report, and how many images were in lock-step."""
+
+    statistics: Statistics
+    inputs: list[QuantizedInput]
+    images: int
+
+
+def quantize_sequentially(
+    reference: nn.Module, network: nn.Module, plan: Plan, batches: CalibrationBatches, lanes: int | None = None
+) -> SequentialResult:
+    """Quantizes `network`, a copy of the floating-point `reference`, in place, weights and inputs.
+
+    As many images are in lock-step as the settings ask for and fit into `calibration.memory_gb`. `lanes` forwards run
+    at a time, by default as many as torch has threads; their number changes no result.
+    """
+    sizes = plan.settings.calibration
+    pieces = images_in_memory(
+        (reference, network), batches.first(batches.count(sizes.lockstep_batches)), sizes.memory_gb
+    )
+    lanes = lanes or (torch.get_num_threads() if pieces[0].device.type == "cpu" else 1)
+    work = _LockstepWork(reference, network, plan, sum(len(piece) for piece in pieces))
+    calls = sum(len(reads.tensors) for reads in plan.reads.values())
+    with (
+        Lockstep((reference, network), plan.reads, pieces, lanes) as stops,
+        progress(None, "lock-step", total=calls) as bar,
+    ):
+        for stop in stops:
+            work.at(stop)
+            bar.update(not stop.norm)
+    return work.finish(stops.skipped(_QUANTIZED))
+
+
+class _LockstepWork:
+    """What is done at each stop, and what of it is kept."""
+
+    def __init__(self, reference: nn.Module, network: nn.Module, plan: Plan, images: int):
+        self._reference, self._network, self._plan, self._images = reference, network, plan, images
+        self._originals, self._layers = weighted_layers(reference), weighted_layers(network)
+        self._original_norms, self._norms = batch_norms(reference), batch_norms(network)
+        self._patch_generators = layer_generators(network, "{}", plan.settings.seed)
+        self._sample_generators = layer_generators(network, "{}/input", plan.settings.seed)
+        self._shifts: dict[str, list[Tensor]] = {}
+        self._missing_means: dict[str, Tensor] = {}
+        self._moments: dict[str, PairedMoments] = {}
+        self._quantizers: dict[tuple, tuple[InputQuantizer, InputSamples]] = {}
+        self._codes: dict[str, Codes] = {}
+        self._records: dict[str, LayerRecord] = {}
+        self._lows: dict[str, float] = {}
+
+    @torch.no_grad()
+    def at(self, stop: Stop) -> None:
+        if stop.norm:
+            self._move_mean(stop)
+            return
+        name = stop.name
+        if name not in self._plan.reads or stop.number >= len(self._plan.reads[name].tensors):
+            raise InputError(f"forwards call the layer {name} more or less often from one to the next")
+        lows, highs = zip(*(finite_range(name, call.input) for call, _ in stop.values[_QUANTIZED]), strict=True)
+        self._lows[name] = min(*lows, self._lows.get(name, 0.0))
+        quantizer = None
+        if self._plan.layers[name].abits != FLOAT_BITS:
+            quantizer = self._quantizer(stop, min(lows), max(highs))
+            stop.rewrite(_QUANTIZED, quantizer.rounded)
+        self._add_moments(stop, quantizer)
+        # What is called several times is solved when all its calls have been seen.
+        if len(self._plan.reads[name].tensors) == 1:
+            self._solve(name)
+
+    def _move_mean(self, stop: Stop) -> None:
+        """A batch-norm layer's running mean moves as the mean of what it reads has, over all its calls so far."""
+        means = [
+            sum(mean * count for mean, count in values) / sum(count for _, count in values) for values in stop.values
+        ]
+        self._shifts.setdefault(stop.name, []).append(means[_QUANTIZED] - means[_REFERENCE])
+        shift = torch.stack(self._shifts[stop.name]).mean(dim=0)
+        shift = shift - self._missing_means.get(stop.name, 0.0)
+        self._norms[stop.name].running_mean.copy_(self._original_norms[stop.name].running_mean + shift)
+
+    def _quantizer(self, stop: Stop, low: float, high: float) -> InputQuantizer:
+        """One for each tensor, whichever layers read it; low, high: the extremes of what they read."""
+        key = self._key(stop.name, stop.number)
+        if key not in self._quantizers:
+            values = self._sampled(stop.name, [call for call, _ in stop.values[_QUANTIZED]])
+            samples = InputSamples(values, low, high)
+            method, (_, abits, positions) = self._plan.method, key
+            grid = method.input_grid(samples, abits, samples.low < 0)
+            readers = [name for name in self._plan.reads if key in self._keys(name)]
+            folded = method.folded and self._can_fold(readers)
+            if folded:
+                weights = [(grouped_weight(self._originals[name]), self._plan.layers[name].wbits) for name in readers]
+                scale = method.folded_scale(samples, grid, weights)
+            elif method.folded:
+                scale = grid.scale_by_alternation(samples.values.flatten())
+            else:
+                scale = method.calibrate_activations(samples, grid)
+            ways = folded, self._plan.settings.quantized_shortcuts, (low, high)
+            self._quantizers[key] = InputQuantizer(grid, scale, positions, *ways), samples
+        return self._quantizers[key][0]
+
+    def _can_fold(self, readers: list[str]) -> bool:
+        """Whether the scales of a tensor's channels can go into the weights that read it: integers, of layers that read
+        nothing else."""
+        single = all(len(self._plan.reads[name].tensors) == 1 for name in readers)
+        return single and all(self._plan.layers[name].wbits != FLOAT_BITS for name in readers)
+
+    def _key(self, name: str, number: int) -> tuple[int, int, int]:
+        positions = 0 if isinstance(self._originals[name], nn.Linear) else 2
+        return self._plan.reads[name].tensors[number], self._plan.layers[name].abits, positions
+
+    def _keys(self, name: str) -> tuple[tuple[int, int, int], ...]:
+        """Of all its calls."""
+        return tuple(self._key(name, number) for number in range(len(self._plan.reads[name].tensors)))
+
+    def _sampled(self, name: str, calls: Sequence[LayerCall]) -> Tensor:
+        """Input values at random positions, (n, C)."""
+        wanted = max(self._plan.settings.calibration.samples / calls[0].channels, self._plan.method.channel_samples)
+        counts = [-(-int(wanted * len(call.input)) // self._images) for call in calls]
+        generator = self._sample_generators[name]
+        return torch.cat([call.channel_vectors(count, generator) for call, count in zip(calls, counts, strict=True)])
+
+    def _add_moments(self, stop: Stop, quantizer: InputQuantizer | None) -> None:
+        name = stop.name
+        moments = self._moments.setdefault(name, PairedMoments(grouped_weight(self._originals[name])))
+        # What the networks choose for themselves, a detector's regions say, differs from one to the other.
+        paired = all(a.input.shape == b.input.shape for (a, _), (b, _) in zip(*stop.values, strict=True))
+        patches = self._plan.settings.calibration.lockstep_patches * self._plan.reads[name].shares[stop.number]
+        made_up = self._plan.method.shortcuts and self._plan.reads[name].shortcut
+        through_norm = self._through_norm(name) if made_up else None
+        for (original, float_shortcut), (call, shortcut) in zip(*stop.values, strict=True):
+            count = -(-int(patches * len(call.input)) // self._images)
+            places = call.places(count, self._patch_generators[name])
+            read = call.patches_at(places)
+            x, missing = (original.patches_at(places) if paired else read), None
+            if paired and shortcut is not None and through_norm is not None:
+                lost = call.outputs_at(float_shortcut, places) - call.outputs_at(shortcut, places)
+                missing = lost.mul_(through_norm)
+            if quantizer:
+                scale, step = (by_column(values, read) for values in (quantizer.scale, quantizer.step))
+                read = quantizer.grid.quantize(read, scale).mul_(step)
+            moments.add(x, read, missing)
+
+    def _through_norm(self, name: str) -> Tensor:
+        """By what an output must change for a change of 1 behind batch-norm: σ/γ, (G, 1, M); 0 where γ/σ is next to
+        nothing. 1 without batch-norm."""
+        norm_name, groups = self._plan.reads[name].shortcut.norm, getattr(self._layers[name], "groups", 1)
+        if norm_name is None:
+            return torch.ones(())
+        norm = self._original_norms[norm_name]
+        deviation = (norm.running_var + norm.eps).sqrt()
+        gain = deviation.reciprocal() if norm.weight is None else norm.weight / deviation
+        inverse = torch.where(gain.abs() > _LEAST_GAIN * gain.abs().max(), 1 / gain, torch.zeros_like(gain))
+        return inverse.reshape(groups, 1, -1)
+
+    def _solve(self, name: str) -> None:
+        """Integers for a layer, in the place of its weight, and the bias that brings its mean in order."""
+        layer, moments, plan = self._layers[name], self._moments[name], self._plan
+        # Batch-norm or a bias takes the mean; where there is neither, or a mean for each call or for each place in a
+        # transposed kernel, the weights must.
+        calls = len(plan.reads[name].tensors)
+        one_mean = calls == 1 and not isinstance(layer, nn.ConvTranspose2d)
+        centred = one_mean and (plan.reads[name].normalised or layer.bias is not None)
+        stats = moments.stats(centred)
+        self._records[name] = LayerRecord(stats, self._lows[name] < 0, calls)
+        if plan.layers[name].wbits == FLOAT_BITS:
+            return
+        weight = grouped_weight(self._originals[name])
+        quantizer, _ = self._quantizers.get(self._key(name, 0), (None, None))
+        if quantizer and quantizer.folded:
+            weight = weight * by_column(quantizer.scale / quantizer.step, weight)
+        if plan.layers[name].role == "last" and isinstance(layer, nn.Linear) and plan.method.classifier_in_weight_space:
+            stats = LayerStats.weight_space(weight)
+        codes = self._codes[name] = plan.method.solve_weights(stats, weight, plan.layers[name].wbits)
+        solved = codes.codes.to(weight.dtype) * codes.scale.unsqueeze(-1)
+        layer.weight.copy_(ungrouped(solved, layer))
+        if centred and not plan.reads[name].normalised:
+            layer.bias.add_(moments.mean_error(solved))
+        if (shortcut := plan.reads[name].shortcut) and shortcut.norm:
+            self._missing_means[shortcut.norm] = moments.mean_missing.flatten()
+
+    @torch.no_grad()
+    def finish(self, skipped: dict[str, str]) -> SequentialResult:
+        """Puts integers and quantizers in the place of the layers."""
+        for name in self._moments.keys() - self._records.keys():
+            self._solve(name)
+        for name, codes in self._codes.items():
+            put_weights(self._network, self._layers[name], self._plan.layers[name].wbits, codes.codes, codes.scale)
+        inputs = self._inputs()
+        for shared in inputs:
+            for name in shared.names:
+                if not isinstance(layer := self._network.get_submodule(name), QuantizedLayer):
+                    wrap_layer(self._network, layer)
+                put_input_quantizers(self._network, self._network.get_submodule(name).layer.weight, shared.quantizers)
+        records = {name: self._records[name] for name in self._plan.reads if name in self._records}
+        statistics = Statistics(records, skipped | unused_weights(self._reference, records, skipped), 0.0)
+        return SequentialResult(statistics, inputs, self._images)
+
+    def _inputs(self) -> list[QuantizedInput]:
+        """The quantizers by the layers that share them."""
+        sharing: dict[tuple, list[str]] = {}
+        for name in self._records:
+            if self._plan.layers[name].abits != FLOAT_BITS:
+                sharing.setdefault(self._keys(name), []).append(name)
+        return [
+            QuantizedInput(names, *map(list, zip(*(self._quantizers[key] for key in keys), strict=True)))
+            for keys, names in sharing.items()
+        ]
