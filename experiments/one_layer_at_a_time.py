@@ -6,25 +6,23 @@ Expected: 4 minutes for both networks on one core
 Writes:   results/glyphs_coco/layers/one_layer_at_a_time.csv, .md and .tex
 """
 
-import argparse
 import copy
-from pathlib import Path
 
-import numba
 import pandas
 import torch
+from script import ROOT, parser_of, use_one_thread
 
 import bitsplit
-from bitsplit.config import Settings
 from bitsplit.data.coco import GlyphsCoco
-from bitsplit.detectors import MaskRCNN, RetinaNet
-from bitsplit.layers import replace_module
+from bitsplit.layers.quantized import replace_module
+from bitsplit.networks.detectors import Detector
 from bitsplit.progress import progress
-from bitsplit.report.render import Table, write
+from bitsplit.report.render import Table, write_table
+from bitsplit.report.texts import number_text
+from bitsplit.report.titles import PAPER_DETECTORS
+from bitsplit.settings import Settings
 from bitsplit.tasks.detection import Detection
 
-ROOT = Path(__file__).resolve().parents[1]
-NETWORKS = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
 SHOWN = 8  # layers of each network in the Markdown
 
 
@@ -33,7 +31,7 @@ def alone(task: Detection) -> list[dict]:
     settings = Settings(layers=task.layers)
     batches = task.calibration(settings.calibration.batch_size, settings.calibration.gram_batches, seed=0)
     quantized = bitsplit.quantize(task.module, batches, wbits=4, abits=4, settings=settings)
-    floating_point = task.floating_point[1]
+    floating_point = task.float_metrics
     rows = []
     for layer in progress(quantized.report.to_dict("records"), "layers"):
         network = copy.deepcopy(task.module)
@@ -46,16 +44,15 @@ def alone(task: Detection) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: both")
+    parser = parser_of(__doc__)
+    parser.add_argument("--networks", nargs="+", choices=PAPER_DETECTORS, default=PAPER_DETECTORS, help="default: both")
     parser.add_argument("--scenes", type=int, default=100, help="validation scenes (default: 100)")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # as the records
-    numba.set_num_threads(1)
+    use_one_thread()
     data = GlyphsCoco(validation_scenes=arguments.scenes)
     rows = []
     for name in arguments.networks:
-        rows += alone(Detection(NETWORKS[name](), data, torch.device("cpu")))
+        rows += alone(Detection(Detector(name), data, torch.device("cpu")))
     table = pandas.DataFrame(rows).round(6)
     worst = table.sort_values("bbox_ap_drop", ascending=False).groupby("model", sort=False).head(SHOWN)
     worst = worst.sort_values(["model", "bbox_ap_drop"], ascending=[False, False])
@@ -64,13 +61,8 @@ def main() -> None:
         f"in floating point: AP in points on {data.title}, the {SHOWN} layers of each network that take most"
     )
     folder = ROOT / "results" / "glyphs_coco" / "layers"
-    print(write(Table(caption, table, worst.astype(object).map(_text)), folder, "one_layer_at_a_time"))
-
-
-def _text(value: object) -> str:
-    if pandas.isna(value):
-        return "–"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    shown = worst.astype(object).map(lambda value: number_text(value, digits=4))
+    print(write_table(Table(caption, table, shown), folder, "one_layer_at_a_time"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Expected: see results/glyphs_coco/training/NETWORK.json for what the shipped wei
 Writes:   bitsplit/weights/NETWORK_glyphs.safetensors, results/glyphs_coco/training/NETWORK.json
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -15,15 +14,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from script import ROOT, parser_of
 
-from bitsplit import record
 from bitsplit.data.coco import GlyphsCoco
-from bitsplit.detectors import GLYPHS_CATEGORIES, GLYPHS_SIDE, MaskRCNN, RetinaNet, require_mmdet
-from bitsplit.models import shipped
+from bitsplit.files import write_text
+from bitsplit.networks.detectors import GLYPHS_CATEGORIES, GLYPHS_SIDE, Detector, require_mmdet
+from bitsplit.networks.weights import shipped
 from bitsplit.tasks.detection import Detection, coco_dataset
 
-NETWORKS = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
-ROOT = Path(__file__).resolve().parents[1]
 # Few, for AP to leave room below what the scenes allow: 10 take RetinaNet to 79.
 EPOCHS = {"retinanet": 5, "mask_rcnn": 3}
 BATCH = 16
@@ -33,9 +31,9 @@ WEIGHT_DECAY = 0.05
 
 def configuration(name: str, epochs: int, seed: int, work: str):
     """mmengine's configuration of the whole training."""
-    from bitsplit.narrow_detectors import narrow
+    from bitsplit.networks.narrow_detectors import narrow_detector
 
-    config = narrow(name, GLYPHS_CATEGORIES, GLYPHS_SIDE)
+    config = narrow_detector(name, GLYPHS_CATEGORIES, GLYPHS_SIDE)
     # Characters have no mirror images.
     pipeline = [step for step in config.train_dataloader.dataset.pipeline if step.type != "RandomFlip"]
     scenes = GlyphsCoco().scenes("train")
@@ -68,17 +66,15 @@ def configuration(name: str, epochs: int, seed: int, work: str):
 
 def write_log(name: str, weights: Path, facts: dict, output: Path) -> None:
     """Average precision of the written weights, and how they came about, to results/ under `output`."""
-    task = Detection(NETWORKS[name](weights=str(weights)), GlyphsCoco(), torch.device("cpu"))
-    found = task.floating_point[1] | facts
-    record.write_text(
-        output / "results" / "glyphs_coco" / "training" / f"{name}.json", json.dumps(found, indent=2) + "\n"
-    )
-    print(json.dumps(found))
+    task = Detection(Detector(name, weights=str(weights)), GlyphsCoco(), torch.device("cpu"))
+    log = task.float_metrics | facts
+    write_text(output / "results" / "glyphs_coco" / "training" / f"{name}.json", json.dumps(log, indent=2) + "\n")
+    print(json.dumps(log))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=NETWORKS, help="which network to train")
+    parser = parser_of(__doc__)
+    parser.add_argument("network", choices=EPOCHS, help="which network to train")
     parser.add_argument("--epochs", type=int, help="passes over the training scenes (default: 5, Mask R-CNN 3)")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and batch order (default: 0)")
     parser.add_argument("--output", type=Path, default=ROOT, help="folder that gets bitsplit/weights/ and results/")

@@ -1,0 +1,157 @@
+"""What each ingredient of bitsplit_plus is worth, alone and together.
+
+Command:  make table-ablation [ARGS="--networks resnet18 --seeds 0 1 2 3 4"]
+Data:     glyphs, embedded, or --networks efficientnet_lite0 --set data=imagenet data.root=FOLDER
+Expected: 20 minutes for resnet18, an hour for each larger network on one core, all rows and bit-widths of one seed
+Writes:   one file a cell into the folder ablation beside the data's records, none run twice, and table_ablation there
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas
+from hydra import compose
+from scipy import stats
+from script import ROOT, configurations, parser_of, use_one_thread
+
+from bitsplit import ptq
+from bitsplit.files import user_path, write_text
+from bitsplit.methods.bitsplit import BitSplit
+from bitsplit.methods.bitsplit_lattice import BitSplitLattice
+from bitsplit.methods.bitsplit_plus import BitSplitPlus
+from bitsplit.progress import progress
+from bitsplit.report.record import config_hash
+from bitsplit.report.render import Table, write_table
+from bitsplit.report.texts import bits_text
+from bitsplit.report.titles import PAPER_CLASSIFIERS, model_title
+from bitsplit.runs.experiment import Run
+from bitsplit.runs.provenance import provenance
+from bitsplit.settings import FLOAT_BITS
+
+BITS = ((3, FLOAT_BITS), (4, 4), (3, 3), (2, 4))  # (wbits, abits)
+ORDER_ALONE = {"folded": False, "shortcuts": False}
+# By row: the method it is made of, what differs in its class, in its fields, and in the command line's settings.
+ROWS = {
+    "bit-split": (BitSplit, {}, {}, ()),
+    "bit-split, lattice": (BitSplitLattice, {}, {}, ()),
+    "+ order, λ and damping": (BitSplitPlus, ORDER_ALONE, {"symmetric_inputs": True}, ()),
+    "+ shortcuts": (BitSplitPlus, {"folded": False}, {"symmetric_inputs": True}, ()),
+    "+ scales by channel": (BitSplitPlus, {}, {"symmetric_inputs": True}, ()),
+    "+ zero points: plus": (BitSplitPlus, {}, {}, ()),
+    "plus without the lattice": (BitSplitPlus, {"algorithm": "planes"}, {}, ()),
+    "plus without damping": (BitSplitPlus, {}, {"damping": 0.0}, ()),
+    "plus, λ = 0": (BitSplitPlus, {}, {"compensation": 0.0}, ()),
+    "plus, λ = 1": (BitSplitPlus, {}, {"compensation": 1.0}, ()),
+    "plus without shortcuts": (BitSplitPlus, {"shortcuts": False}, {}, ()),
+    "plus without scales by channel": (BitSplitPlus, {"folded": False}, {}, ()),
+    "plus, re-estimated after": (BitSplitPlus, {}, {}, ("batch_norm.mode=reestimate",)),
+    "plus, a quarter of the images": (BitSplitPlus, {}, {}, ("calibration.lockstep_batches=16",)),
+}
+
+
+def cells(model: str, rows: list[str], seeds: list[int], keys: list[str], results: Path) -> Iterator[dict]:
+    """The cells of one network, from their files where these are of the same configuration."""
+    jobs = [(row, *bits, seed) for seed in seeds for row in rows for bits in BITS]
+    for row, wbits, abits, seed in progress(jobs, model):
+        base, attributes, values, settings = ROWS[row]
+        method = type(base.__name__, (base,), {"__module__": base.__module__, **attributes})(**values)
+        overrides = [
+            f"model={model}",
+            f"wbits={wbits}",
+            f"abits={abits}",
+            f"seed={seed}",
+            "data=glyphs",
+            *keys,
+            *settings,
+        ]
+        run = Run.of(compose("config", [*overrides, f"method={method.name}"]))
+        identity = config_hash(run.identity | {"row": row, "class": attributes, "fields": values})
+        place = results / run.bench.task.data.name / "ablation"
+        path = place / f"{model}-w{wbits}a{abits}-s{seed}-{identity[:12]}.json"
+        if not path.exists():
+            cell = {"model": model, "row": row, "wbits": wbits, "abits": abits, "seed": seed}
+            cell |= {"folder": place.parent.name, **measured(run, method), **provenance()}
+            place.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(cell, ensure_ascii=False))
+        yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def measured(run: Run, method: BitSplit) -> dict:
+    bench, settings = run.bench, run.settings
+    known = bench.known(method, settings)
+    quantized = ptq.quantize(bench.task.module, bench.calibration, method=method, settings=settings, known=known)
+    return {
+        "fp32": bench.float_metrics,
+        "quantized": bench.task.evaluate(quantized, "quantized"),
+        "seconds": quantized.seconds,
+        "data": bench.task.title,
+    }
+
+
+def table_of(found: list[dict]) -> Table:
+    """Means over the networks; where there are several seeds, with the half of the 95% interval of that mean over
+    seeds."""
+    table = pandas.DataFrame([{**cell, **cell["quantized"], "s": sum(cell["seconds"].values())} for cell in found])
+    table["top1_fp32"] = [cell["fp32"]["top1"] for cell in found]
+    table = table.drop(columns=["folder", "fp32", "quantized", "seconds", "machine", "versions"])
+    by_seed = table.groupby(["row", "wbits", "abits", "seed"], sort=False)
+    means = by_seed[["top1", "logits_snr_db", "agreement", "s"]].mean()
+    rows = []
+    for (row, wbits, abits), block in means.groupby(["row", "wbits", "abits"], sort=False):
+        half = {key: _half_interval(block[key]) for key in ("top1", "logits_snr_db")}
+        rows.append(
+            {
+                "row": row,
+                "wbits": wbits,
+                "abits": abits,
+                "top-1": f"{block['top1'].mean():.2f}{half['top1']}",
+                "dB": f"{block['logits_snr_db'].mean():.2f}{half['logits_snr_db']}",
+                "agreement": f"{block['agreement'].mean():.2f}",
+                "s": f"{block['s'].mean():.0f}",
+            }
+        )
+    shown = pandas.DataFrame(rows)
+    shown.insert(0, "bits", bits_text(shown))
+    shown = shown.drop(columns=["wbits", "abits"]).sort_values("bits", key=_first_seen, kind="stable")
+    models, seeds = table["model"].unique(), sorted(table["seed"].unique())
+    networks = ", ".join(map(model_title, models))
+    caption = (
+        f"Ingredients of bit-split-plus on {found[0]['data']}: top-1, signal-to-noise ratio of the logits, agreement "
+        f"with floating point and seconds of one thread, means over {networks} (floating point "
+        f"{table.groupby('model')['top1_fp32'].first().mean():.2f}); calibration seeds {', '.join(map(str, seeds))}"
+        + ("; ± is half the 95% interval of a mean over the seeds" if len(seeds) > 1 else "")
+    )
+    return Table(caption, table, shown, heads=2)
+
+
+def _half_interval(values: pandas.Series) -> str:
+    if len(values) < 2:
+        return ""
+    return f" ± {stats.t.ppf(0.975, len(values) - 1) * values.sem():.2f}"
+
+
+def _first_seen(values: pandas.Series) -> pandas.Series:
+    return values.map({value: place for place, value in enumerate(values.unique())})
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--networks", nargs="+", default=PAPER_CLASSIFIERS, help="default: the four of Table 4")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="calibration seeds (default: 0)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further keys of run.py")
+    parser.add_argument("--results", type=user_path, default=ROOT / "results", help="folder of the results")
+    arguments = parser.parse_args()
+    use_one_thread()
+    with configurations():
+        found = [
+            cell
+            for model in arguments.networks
+            for cell in cells(model, arguments.rows, arguments.seeds, arguments.set, arguments.results)
+        ]
+    print(write_table(table_of(found), arguments.results / found[0]["folder"], "table_ablation"))
+
+
+if __name__ == "__main__":
+    main()
