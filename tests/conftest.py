@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: whole commands through a subprocess, small picture folders, real data where it is."""
+"""Fixtures shared by the tests: whole commands through a subprocess, small image folders, real data where it is."""
 
 import os
 import subprocess
@@ -95,7 +95,7 @@ def command(tmp_path):
 
 @pytest.fixture(scope="session")
 def imagenet_root(tmp_path_factory) -> Path:
-    """A tiny ImageNet: 3 classes × 8 training and 4 validation pictures of noise."""
+    """A tiny ImageNet: 3 classes × 8 training and 4 validation images of noise."""
     root = tmp_path_factory.mktemp("imagenet")
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 4)):
@@ -121,8 +121,8 @@ def resnet18_weights(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def network():
-    """The small residual network of `networks`, as if trained."""
-    from networks import Residual, lively
+    """The small residual network of `small_networks`, as if trained."""
+    from small_networks import Residual, lively
 
     return lively(Residual())
 
@@ -138,12 +138,12 @@ def coco_root(tmp_path_factory):
 @pytest.fixture(scope="session")
 def config_of(tmp_path_factory):
     """File with the configuration of a shipped network, as a user's own."""
-    from bitsplit.detectors import GLYPHS_CATEGORIES, GLYPHS_SIDE
-    from bitsplit.narrow_detectors import narrow
+    from bitsplit.networks.detectors import GLYPHS_CATEGORIES, GLYPHS_SIDE
+    from bitsplit.networks.narrow_detectors import narrow_detector
 
     def written(name: str):
         path = tmp_path_factory.mktemp("configs") / f"{name}.py"
-        narrow(name, GLYPHS_CATEGORIES, GLYPHS_SIDE).dump(path)
+        narrow_detector(name, GLYPHS_CATEGORIES, GLYPHS_SIDE).dump(path)
         return path
 
     return written
@@ -153,14 +153,13 @@ def config_of(tmp_path_factory):
 def detection(coco_root, config_of):
     """The task of a shipped network on the few scenes."""
     from bitsplit.data.coco import Coco
-    from bitsplit.detectors import MaskRCNN, RetinaNet
-    from bitsplit.models import shipped
+    from bitsplit.networks.detectors import Detector
+    from bitsplit.networks.weights import shipped
     from bitsplit.tasks import task_of
 
     def made(name: str, **options):
-        source = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}[name]
         weights = str(shipped(f"{name}_glyphs.safetensors"))
-        detector = source(config=str(config_of(name)), weights=weights, **options)
+        detector = Detector(name, config=str(config_of(name)), weights=weights, **options)
         return task_of(detector, Coco(str(coco_root)), torch.device("cpu"))
 
     return made

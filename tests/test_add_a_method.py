@@ -1,4 +1,4 @@
-"""The README's promise: a method is one file and one YAML."""
+"""The promise of docs/add_a_method.md: a method is one file and one YAML."""
 
 import re
 import shutil
@@ -8,16 +8,16 @@ import sys
 import pytest
 from conftest import ROOT, SMALL
 
-from bitsplit import record
+from bitsplit.report import record
 
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the code with the README's two files in their places."""
+    """A copy of the code with the document's two files in their places."""
     for name in ("bitsplit", "conf"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "run.py", tmp_path)
-    section = (ROOT / "README.md").read_text().split("## Add a method")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "add_a_method.md").read_text().split("## Add a method")[1].split("\n## ")[0]
     files = re.findall(r"```\w+\n# (\S+)\n(.*?)```", section, flags=re.DOTALL)
     assert len(files) == 2
     for name, text in files:
@@ -30,9 +30,9 @@ def run(copy, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *arguments], cwd=copy, capture_output=True, text=True, timeout=300)
 
 
-def test_the_readmes_method_runs_and_has_its_line_in_the_tables(copy):
-    cell = ["data=glyphs", "data.validation_pictures=200", *SMALL, "logger=none", "wbits=4", "abits=4"]
-    done = run(copy, "run.py", *cell, "method=percentile", "method.percent=99")
+def test_the_documented_method_runs_and_has_its_line_in_the_tables(copy):
+    overrides = ["data=glyphs", "data.validation_images=200", *SMALL, "logger=none", "wbits=4", "abits=4"]
+    done = run(copy, "run.py", *overrides, "method=percentile", "method.percent=99")
     assert done.returncode == 0, done.stderr
     (path,) = (copy / "results" / "glyphs" / "runs").glob("*.json")
     written = record.read(path)

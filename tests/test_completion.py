@@ -21,7 +21,10 @@ complete -p python | grep -q hydra_bash_completion && hydra_bash_completion && p
     ("typed", "offered"),
     [
         ("model=resnet", ["model=resnet101", "model=resnet18", "model=resnet50"]),
-        ("method=bitsplit_", ["method=bitsplit_lattice", "method=bitsplit_per_channel"]),
+        (
+            "method=bitsplit_",
+            ["method=bitsplit_ecaq", "method=bitsplit_lattice", "method=bitsplit_per_channel", "method=bitsplit_plus"],
+        ),
         ("batch_norm.m", ["batch_norm.mode=", "batch_norm.momentum="]),
         ("data=imagenet data.root=./con", ["data.root=./conf"]),
     ],

@@ -16,7 +16,7 @@ rows = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=12)
 
 
 def nearest_codes(values, scale, low, high):
-    """Codes by Python's own round, which is half to even."""
+    """Codes by Python's round, which is half to even."""
     return [min(max(round(value / scale), low), high) for value in values]
 
 
@@ -169,7 +169,7 @@ def test_scales_are_homogeneous(values, bits, exponent):
         assert scale_of(-values) == scale_of(values)
 
 
-# Bits of their own for every channel
+# Bits by channel
 
 
 def test_range_of_every_channel():
@@ -183,14 +183,14 @@ def test_range_of_every_channel():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("signed", [True, False])
-def test_channels_are_quantized_on_their_own_grids(signed, dtype):
+def test_each_channel_is_quantized_on_its_grid(signed, dtype):
     bits = torch.tensor([0, 1, 2, 3, 5, 8], dtype=dtype)
     values = torch.tensor(np.random.default_rng(3).standard_normal((6, 50)) * 1000, dtype=dtype)
     scale = torch.linspace(0.1, 2, 6, dtype=dtype)
     codes = Grid(bits, signed).reshaped(6, 1).quantize(values, scale.unsqueeze(-1))
     assert codes.dtype == dtype
-    for row, channel, step, own in zip(codes, values, scale, bits.int().tolist(), strict=True):
-        high = 2 ** max(own - 1, 0) - 1 if signed else 2**own - 1
+    for row, channel, step, channel_bits in zip(codes, values, scale, bits.int().tolist(), strict=True):
+        high = 2 ** max(channel_bits - 1, 0) - 1 if signed else 2**channel_bits - 1
         assert row.tolist() == np.clip(np.rint((channel / step).numpy()), -high if signed else 0, high).tolist()
         assert row.abs().max() == high
     across = Grid(bits, signed).quantize(values.T, scale)
@@ -206,3 +206,42 @@ def test_magnitude_is_the_reach_into_the_grid():
 def test_one_bit_width_needs_no_shape():
     assert Grid(4, signed=False).reshaped(3, 1) == Grid(4, signed=False)
     assert Grid(torch.tensor([2.0, 3.0]), signed=False).reshaped(2, 1, 1).bits.shape == (2, 1, 1)
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(st.integers(2, 8), st.data())
+def test_a_zero_point_moves_the_codes_and_keeps_zero(bits, data):
+    zero = data.draw(st.integers(1, 2**bits - 2))
+    grid = Grid(bits, signed=False, zero=zero)
+    assert (grid.low, grid.high) == (-zero, 2**bits - 1 - zero)
+    values = torch.randn(500, generator=torch.Generator().manual_seed(zero)).double()
+    assert grid.quantize(torch.zeros(3), torch.tensor(0.3)).abs().max() == 0
+    largest = grid.scale_by_max(values)
+    codes = grid.quantize(values, largest)
+    assert torch.equal(codes, (values / largest).round())  # nothing is clipped, and an end is reached
+    assert codes.min() == grid.low or codes.max() == grid.high
+
+    def error(scale):
+        return (grid.quantize(values, scale) * scale - values).square().sum()
+
+    found = grid.scale_by_alternation(values)
+    assert error(found) <= error(largest)
+    codes = grid.quantize(values, found)
+    assert found.item() == pytest.approx(((values * codes).sum() / codes.square().sum()).item(), rel=1e-9)
+
+
+def test_inputs_of_both_signs_get_the_zero_point_of_least_error():
+    from bitsplit.methods.bitsplit_plus import BitSplitPlus
+    from bitsplit.statistics.samples import InputSamples
+
+    values = torch.nn.functional.silu(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)))
+    samples = InputSamples(values, values.min().item(), values.max().item())
+    plain = Grid(4)
+    grid = BitSplitPlus().input_grid(samples, 4, signed=True)
+    errors = [
+        (g.quantize(values, s := g.scale_by_alternation(values.flatten())) * s - values).square().sum()
+        for g in (grid, plain)
+    ]
+    assert grid.zero > 0 and errors[0] < 0.5 * errors[1]
+    assert BitSplitPlus(symmetric_inputs=True).input_grid(samples, 4, signed=True) == plain
+    assert BitSplitPlus().input_grid(samples, 4, signed=False) == Grid(4, signed=False)

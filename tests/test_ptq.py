@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from networks import (
+from small_networks import (
     BATCHES,
     LAYERS,
     NO_NORM,
@@ -18,18 +18,18 @@ from networks import (
     assert_finite,
     assert_same,
     every_method,
+    has_hooks,
+    known_of,
     lively,
     outputs,
     quantized_layers,
 )
-from test_capture import has_hooks
-from torch import nn
 
 import bitsplit
 from bitsplit import methods, ptq
-from bitsplit.config import BatchNorm, Bits, Calibration, Settings
 from bitsplit.errors import InputError
-from bitsplit.layers import InputQuantizer, QuantizedLayer
+from bitsplit.layers.quantized import QuantizedLayer
+from bitsplit.settings import BatchNorm, Bits, Settings
 
 
 class Interrupted(list):
@@ -78,19 +78,6 @@ def test_one_seed_one_result(network, method):
     assert_same(*results)
 
 
-@every_method
-def test_weights_shared_between_activation_bits_give_the_same_result(network, method):
-    settings = [dataclasses.replace(SMALL, bits=Bits(4, abits)) for abits in (32, 8, 4)]
-    statistics = ptq.statistics_of(network, BATCHES, settings[0])
-    stage = ptq.quantize_weights(network, BATCHES, method, settings[0], statistics)
-    for asked in settings:
-        alone = ptq.quantize(network, BATCHES, method, asked)
-        shared = ptq.quantize(network, BATCHES, method, asked, statistics, stage)
-        assert shared.report.equals(alone.report)
-        for batch in BATCHES:
-            assert torch.equal(shared(batch), alone(batch))
-
-
 def test_another_seed_draws_other_patches(network):
     one, other = (bitsplit.quantize(network, BATCHES, seed=seed, settings=SMALL) for seed in (0, 1))
     assert not torch.equal(one.wide.scale, other.wide.scale)
@@ -113,7 +100,45 @@ def test_kinds_of_calibration(network, calibration):
     assert_same(bitsplit.quantize(network, calibration(), settings=SMALL), expected)
 
 
-# Bits, codes and quantizers
+# Bit-widths and seed
+
+
+@pytest.mark.parametrize(
+    "arguments, bits",
+    [
+        ({}, (3, 3)),
+        ({"wbits": 6}, (6, 3)),
+        ({"abits": 5}, (3, 5)),
+        ({"wbits": 2, "abits": 8}, (2, 8)),
+        ({"wbits": np.int64(4), "abits": np.int64(6)}, (4, 6)),
+        ({"wbits": 32}, (32, 3)),
+    ],
+)
+def test_bits_are_the_settings_where_no_argument_overrides_them(network, arguments, bits):
+    settings = dataclasses.replace(NO_NORM, bits=Bits(3, 3))
+    quantized = bitsplit.quantize(network, BATCHES, method="tflite", settings=settings, **arguments)
+    rows = quantized.report.set_index("name").loc[LAYERS[1:-1]]
+    assert set(zip(rows["wbits"], rows["abits"], strict=True)) == {bits}
+    expected = bitsplit.quantize(network, BATCHES, *(int(b) for b in bits), method="tflite", settings=NO_NORM)
+    assert_same(quantized, expected)
+
+
+def test_bits_are_4_where_nobody_says(network):
+    quantized = bitsplit.quantize(network, BATCHES, method="tflite")
+    rows = quantized.report.set_index("name").loc[LAYERS[1:-1]]
+    assert set(rows["wbits"]) == set(rows["abits"]) == {4}
+
+
+def test_the_seed_is_the_settings_where_no_argument_overrides_it(network):
+    settings = dataclasses.replace(SMALL, seed=3)
+    three = bitsplit.quantize(network, BATCHES, seed=3, settings=SMALL)
+    assert_same(bitsplit.quantize(network, BATCHES, settings=settings), three)
+    zero = bitsplit.quantize(network, BATCHES, settings=SMALL)
+    assert_same(bitsplit.quantize(network, BATCHES, seed=0, settings=settings), zero)
+    assert not torch.equal(zero.wide.scale, three.wide.scale)
+
+
+# Codes and quantizers
 
 
 @pytest.mark.parametrize("wbits, abits", [(4, 32), (32, 4), (3, 3), (8, 8), (2, 5)])
@@ -151,64 +176,6 @@ def test_bits_by_role(network, wbits, abits, method):
         assert torch.equal(quantized.head.codes, nearest.to(torch.int8))
 
 
-def test_layers_see_integers(network):
-    quantized = bitsplit.quantize(network, BATCHES, 4, 3, settings=SMALL)
-    seen = {}
-    for name, layer in quantized_layers(quantized).items():
-        layer.layer.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
-    outputs(quantized)
-    for name, layer in quantized_layers(quantized).items():
-        if name == "stem":
-            assert torch.equal(seen[name], TEST)
-            continue
-        codes = seen[name] / layer.input_quantizer.scale
-        assert (codes - codes.round()).abs().max() < 1e-3
-        assert codes.min() >= -1e-3 and codes.max() <= (255 if name == "head" else 7) + 1e-3
-        assert len(codes.round().unique()) > 2
-
-
-@every_method
-def test_layers_that_read_one_tensor_share_their_quantizer(network, method):
-    settings = Settings(bits=Bits(last_wbits=8, last_abits=8), calibration=SMALL.calibration)
-    quantized = bitsplit.quantize(network, BATCHES, 4, 4, method, settings=settings)
-    shared = quantized.main[0].input_quantizer
-    assert isinstance(shared, InputQuantizer) and quantized.down.input_quantizer is shared
-    others = [quantized.get_submodule(name).input_quantizer for name in LAYERS if name not in ("stem", "down")]
-    assert len(set(others)) == len(others)
-    both = {}  # what the two layers read is one and the same
-    for name in ("main.0", "down"):
-        layer = quantized.get_submodule(name).layer
-        layer.register_forward_pre_hook(lambda _, args, name=name: both.update({name: args[0]}))
-    outputs(quantized)
-    assert torch.equal(both["main.0"], both["down"])
-
-
-@every_method
-def test_a_convolution_and_a_linear_layer_may_read_one_tensor(method):
-    class Both(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Linear(12, 2)
-            self.head = nn.Linear(4, 3)
-
-        def forward(self, x):
-            x = self.stem(x).relu()
-            return self.head(torch.cat([self.one(x).mean((2, 3)), self.two(x).mean((1, 2))], dim=1))
-
-    torch.manual_seed(0)
-    quantized = bitsplit.quantize(Both(), BATCHES, 4, 4, method, settings=NO_NORM)
-    assert quantized.one.input_quantizer is not quantized.two.input_quantizer
-    assert quantized(BATCHES[0]).isfinite().all()
-
-
-def test_signed_inputs_get_signed_quantizers():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 2))
-    quantized = bitsplit.quantize(network, BATCHES, 4, 4, settings=SMALL)
-    assert quantized[1].input_quantizer.grid.signed and not quantized[4].input_quantizer.grid.signed
-    assert list(quantized.report["signed"]) == [None, True, False]
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_w8a8_is_close_and_errors_fall_with_bits(seed):
     network, errors = lively(Residual(seed)), []
@@ -230,7 +197,7 @@ def test_every_method_on_signed_inputs_is_finite_and_its_error_falls_with_bits(m
         assert_finite(quantized)
         rows = quantized.report.set_index("name").loc[LAYERS[1:-1]]
         assert list(rows["signed"]) == [name == "mix" for name in rows.index]
-        assert quantized.mix.input_quantizer.grid.signed
+        assert torch.as_tensor(quantized.mix.input_quantizer.grid.low).min() < 0
         weights.append(rows["relative_error"].to_numpy(dtype=float))
         inputs.append(rows["input_error"].to_numpy(dtype=float))
         errors.append((((outputs(quantized, x) - expected) ** 2).sum() / (expected**2).sum()).item())
@@ -272,25 +239,14 @@ def test_state_of_one_run_loads_into_another(network, method):
 def test_bitsplit_preserves_outputs_better_than_tflite(bits, seed):
     network = lively(Residual(seed))
     settings = Settings(bits=Bits(bits, 32), calibration=SMALL.calibration, seed=seed)
-    statistics = ptq.statistics_of(network, BATCHES, settings)
+    known = ptq.Known(statistics=known_of(network, methods.named("tflite"), settings).statistics)
     reports = {
-        name: ptq.quantize(network, BATCHES, methods.named(name), settings, statistics).report.set_index("name")
+        name: bitsplit.quantize(network, BATCHES, method=name, settings=settings, known=known).report.set_index("name")
         for name in ("bitsplit", "tflite")
     }
     errors = [reports[name]["relative_error"][LAYERS[:-1]].to_numpy(dtype=float) for name in ("bitsplit", "tflite")]
     assert (errors[0] <= errors[1] * (1 + 1e-6)).all()
     assert np.mean(errors[0] / errors[1]) < 0.8
-
-
-def test_relative_error_is_that_of_the_outputs(network):
-    """With every patch taken, and only the weights of one layer in integers, the output itself shows the error."""
-    settings = Settings(calibration=Calibration(patches=10**6), batch_norm=BatchNorm(mode="none"))
-    quantized = bitsplit.quantize(network, BATCHES, 3, 32, settings=settings)
-    x = torch.cat(BATCHES)
-    with torch.no_grad():
-        plain, coarse = network.stem(x), quantized.stem(x)
-    expected = ((plain - coarse) ** 2).sum() / (plain**2).sum()
-    assert quantized.report["relative_error"][0] == pytest.approx(expected.item(), rel=1e-2)
 
 
 @pytest.mark.parametrize("mode", ["reestimate", "shift", "none", "auto"])
@@ -304,3 +260,26 @@ def test_batch_norm_modes(network, mode):
 def test_all_of_the_result_is_in_eval_mode(network):
     quantized = bitsplit.quantize(network.train(), BATCHES, settings=SMALL)
     assert [name for name, module in quantized.named_modules() if module.training] == []
+
+
+# What it shows of itself
+
+
+def test_it_prints_bits_scales_and_shapes(network):
+    quantized = bitsplit.quantize(network, BATCHES, 4, 3, settings=SMALL, bits={"wide": (5, 6), "mix": (32, 7)})
+    blocks = str(quantized).split("QuantizedLayer(\n")[1:]
+    layers = quantized_layers(quantized)
+    assert len(blocks) == len(layers) == len(LAYERS)
+    for block, (name, layer) in zip(blocks, layers.items(), strict=True):
+        row = quantized.report.set_index("name").loc[name]
+        assert f"weight={row['shape']}" in block
+        if row["wbits"] == 32:
+            assert "in floating point" in block and "wbits" not in block
+        else:
+            least, greatest = layer.scale.min().item(), layer.scale.max().item()
+            assert f"wbits={row['wbits']}, scales {least:.4g} to {greatest:.4g}" in block
+        if row["abits"] == 32:
+            assert "input_quantizer" not in block
+        else:
+            expected = f"bits={row['abits']}, signed=False, scale={layer.input_quantizer.scale.item():.4g}"
+            assert f"(input_quantizer): InputQuantizer({expected})" in block

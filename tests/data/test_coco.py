@@ -25,7 +25,7 @@ def change(root, **parts):
 
 def test_a_subset_says_how_large_it_is(root):
     data = Coco(str(root))
-    assert (data.name, data.title) == ("coco_4", "COCO 2017 validation, 4 pictures")
+    assert (data.name, data.title) == ("coco_4", "COCO 2017 validation, 4 images")
     assert len(data.scenes("train")) == 4 and len(data.scenes("val").categories) == 20
 
 
@@ -40,7 +40,7 @@ def test_a_broken_annotation_file(root):
     "parts, message",
     [
         ({"categories": []}, "names no categories"),
-        ({"images": []}, "names no pictures"),
+        ({"images": []}, "names no images"),
         ({"annotations": [{"id": 7, "category_id": 99}]}, "annotation 7 .* has no category of the file's list"),
         ({"annotations": [{"id": 7}]}, "is not a COCO annotation file: KeyError"),
         ({"images": 3}, "is not a COCO annotation file: TypeError"),
@@ -52,10 +52,10 @@ def test_annotations_that_make_no_sense(root, parts, message):
         len(Coco(str(root)).scenes("val"))
 
 
-def test_missing_pictures_are_counted_and_the_first_is_named(root):
+def test_missing_images_are_counted_and_the_first_is_named(root):
     for index in (1, 3):
         (root / "val2017" / f"{index:06d}.png").unlink()
-    with pytest.raises(InputError, match="2 of 4 pictures are missing, .*000001.png first"):
+    with pytest.raises(InputError, match="2 of 4 images are missing, .*000001.png first"):
         len(Coco(str(root)).scenes("val"))
 
 

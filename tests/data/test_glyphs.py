@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from bitsplit.data import glyphs
-from bitsplit.data.glyph_drawing import CLASSES, FONTS, draw, glyph, label
+from bitsplit.data.glyph_drawing import CLASSES, FONTS, draw_glyph, glyph, label
 
 ROOT = Path(__file__).resolve().parents[2]
 DRAWN_HERE = [("val", 5), ("train", 123456), ("train", 0), ("val", 9999)]
 
 
-def _digest(pictures: list[tuple[str, int]]) -> str:
-    return hashlib.sha256(b"".join(draw(*picture).tobytes() for picture in pictures)).hexdigest()
+def _digest(images: list[tuple[str, int]]) -> str:
+    return hashlib.sha256(b"".join(draw_glyph(*image).tobytes() for image in images)).hexdigest()
 
 
 def _python(script: str, cache_dir: Path) -> subprocess.CompletedProcess:
@@ -31,7 +31,9 @@ def _python(script: str, cache_dir: Path) -> subprocess.CompletedProcess:
 def cache_dir(tmp_path_factory) -> Path:
     """Cache with one shard of `val`, drawn by a script without a `__main__` guard."""
     folder = tmp_path_factory.mktemp("cache")
-    script = "from bitsplit.data.glyphs import pictures; images, labels = pictures('val', 10); print(images.shape)"
+    script = (
+        "from bitsplit.data.glyphs import load_glyphs; images, labels = load_glyphs('val', 10); print(images.shape)"
+    )
     finished = _python(script, folder)
     assert finished.stdout == "(10, 64, 64, 3)\n"
     return folder
@@ -39,26 +41,27 @@ def cache_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def shard(cache_dir: Path) -> Path:
-    return glyphs.shard_path(glyphs.cache_folder(cache_dir), "val", 0)
+    (path,) = glyphs.glyphs_folder(cache_dir).glob("val-00000-*")
+    return path
 
 
-def test_a_picture_is_a_pure_function_of_split_and_index(tmp_path):
-    first = [draw(*picture) for picture in DRAWN_HERE]
+def test_a_image_is_a_pure_function_of_split_and_index(tmp_path):
+    first = [draw_glyph(*image) for image in DRAWN_HERE]
     np.random.seed(1)
-    again = [draw(*picture) for picture in reversed(DRAWN_HERE)][::-1]
+    again = [draw_glyph(*image) for image in reversed(DRAWN_HERE)][::-1]
     np.testing.assert_array_equal(first, again)
     script = f"from tests.data.test_glyphs import _digest; print(_digest({DRAWN_HERE[::-1]}))"
     assert _python(script, tmp_path).stdout.strip() == _digest(DRAWN_HERE[::-1])
 
 
 def test_shape_type_and_contrast():
-    pictures = np.stack([draw("train", index) for index in range(200)])
-    assert pictures.shape == (200, 64, 64, 3) and pictures.dtype == np.uint8
-    assert (np.ptp(pictures, axis=(1, 2, 3)) > 64).all()
+    images = np.stack([draw_glyph("train", index) for index in range(200)])
+    assert images.shape == (200, 64, 64, 3) and images.dtype == np.uint8
+    assert (np.ptp(images, axis=(1, 2, 3)) > 64).all()
 
 
-def test_pictures_differ_within_and_between_splits():
-    hashes = {draw(split, index).tobytes() for split in ("train", "val") for index in range(300)}
+def test_images_differ_within_and_between_splits():
+    hashes = {draw_glyph(split, index).tobytes() for split in ("train", "val") for index in range(300)}
     assert len(hashes) == 600
 
 
@@ -72,9 +75,9 @@ def test_labels_are_balanced_and_in_random_order(split):
 
 def test_unknown_split_and_negative_index_are_refused():
     with pytest.raises(ValueError):
-        draw("test", 0)
+        draw_glyph("test", 0)
     with pytest.raises(ValueError):
-        draw("train", -1)
+        draw_glyph("train", -1)
 
 
 @pytest.mark.parametrize("font", FONTS)
@@ -94,22 +97,22 @@ def test_classes_are_drawn_and_distinct_in_every_font(font):
     assert difference.min() > 0.02, CLASSES[a] + CLASSES[b]
 
 
-def test_cached_pictures_equal_the_drawing(cache_dir, shard, capfd):
+def test_cached_images_equal_the_drawing(cache_dir, shard, capfd):
     assert list(cache_dir.rglob("*.*")) == [shard]
     written = shard.stat().st_mtime_ns
-    images, labels = glyphs.pictures("val", 1999, cache_dir)
+    images, labels = glyphs.load_glyphs("val", 1999, cache_dir)
     assert images.shape == (1999, 64, 64, 3) and images.dtype == np.uint8 and labels.dtype == np.int64
     for index in (0, 99, 100, 1998):
-        np.testing.assert_array_equal(images[index], draw("val", index))
+        np.testing.assert_array_equal(images[index], draw_glyph("val", index))
         assert labels[index] == label("val", index)
     assert shard.stat().st_mtime_ns == written
     assert capfd.readouterr().err == ""  # no progress bar where nothing is drawn
 
 
 def test_count_may_span_shards_and_be_zero(cache_dir):
-    images, _ = glyphs.pictures("val", glyphs.SHARD + 1, cache_dir)
-    np.testing.assert_array_equal(images[-1], draw("val", glyphs.SHARD))
-    assert len(glyphs.pictures("val", 0, cache_dir)[0]) == 0
+    images, _ = glyphs.load_glyphs("val", glyphs.SHARD + 1, cache_dir)
+    np.testing.assert_array_equal(images[-1], draw_glyph("val", glyphs.SHARD))
+    assert len(glyphs.load_glyphs("val", 0, cache_dir)[0]) == 0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped bit"])
@@ -121,16 +124,16 @@ def test_damaged_shard_is_redrawn(cache_dir, shard, damage):
     else:
         damaged[len(intact) // 2] ^= 1
     shard.write_bytes(damaged)
-    glyphs.pictures("val", 1, cache_dir)
+    glyphs.load_glyphs("val", 1, cache_dir)
     assert shard.read_bytes() == intact
 
 
 def test_half_written_file_is_never_read(cache_dir, shard, tmp_path):
-    folder = glyphs.cache_folder(tmp_path)
+    folder = glyphs.glyphs_folder(tmp_path)
     folder.mkdir(parents=True)
     stale = folder / f"{shard.stem}abc.tmp"
     stale.write_bytes(shard.read_bytes()[:1000])
-    script = "from bitsplit.data.glyphs import pictures; pictures('val', 1)"
+    script = "from bitsplit.data.glyphs import load_glyphs; load_glyphs('val', 1)"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "BITSPLIT_CACHE": str(tmp_path)}
     both = [subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE) for _ in "ab"]
     assert [process.communicate(timeout=60) and process.returncode for process in both] == [0, 0]
@@ -140,5 +143,5 @@ def test_half_written_file_is_never_read(cache_dir, shard, tmp_path):
 
 def test_cache_folder_is_named_after_the_drawing(tmp_path, monkeypatch):
     monkeypatch.setenv("BITSPLIT_CACHE", str(tmp_path))
-    assert glyphs.cache_folder() == glyphs.cache_folder(tmp_path)
-    assert glyphs.cache_folder().parent == tmp_path
+    assert glyphs.glyphs_folder() == glyphs.glyphs_folder(tmp_path)
+    assert glyphs.glyphs_folder().parent == tmp_path

@@ -7,8 +7,8 @@ import shutil
 import pytest
 from conftest import ROOT, SHARED, SMALL, experiment
 
-from bitsplit import record
-from bitsplit.models import shipped
+from bitsplit.networks.weights import shipped
+from bitsplit.report import record
 
 TINY_COCO = SHARED / "data" / "tiny_coco"
 
@@ -44,11 +44,11 @@ def test_hours_are_estimated_for_the_cells_without_a_record(command, own, coco_r
     assert command(*cells, "method=tflite", "abits=8", "wbits=4").returncode == 0
 
     results = f"results={tmp_path / 'results'}"
-    done = experiment("estimate_detection", *cells, "method=tflite", "abits=8,6", results)
+    done = experiment("estimate_cost", *cells, "method=tflite", "abits=8,6", results)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("COCO 2017 validation, 8 pictures; cells without a record: table5 1 of 2")
+    assert done.stdout.startswith("COCO 2017 validation, 8 images; cells without a record: table5 1 of 2")
     assert re.search(r"RetinaNet +1 +8 +[\d.]+ +[\d.]+", done.stdout) and "In all " in done.stdout
-    wrong = refused(experiment("estimate_detection", "data=coco", "data.root=no/such/folder", results))
+    wrong = refused(experiment("estimate_cost", "data=coco", "data.root=no/such/folder", results))
     assert "no/such/folder" in wrong
 
 
@@ -75,7 +75,7 @@ def test_what_is_wrong_is_said_in_one_line(command, own, coco_root, tmp_path):
     assert "names no categories" in tried(copied("bare", categories=[]))
     holed = copied("holed")
     (holed / "val2017" / "000002.png").unlink()
-    assert "1 of 8 pictures are missing" in tried(holed)
+    assert "1 of 8 images are missing" in tried(holed)
     other = [*own("retinanet")[:2], f"model.weights={shipped('mask_rcnn_glyphs.safetensors')}"]
     assert "another network than retinanet" in tried(coco_root, *other)
     assert "could not be downloaded" in tried(coco_root, "model=retinanet")
@@ -84,18 +84,18 @@ def test_what_is_wrong_is_said_in_one_line(command, own, coco_root, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TINY_COCO.is_dir(), reason="needs the shared COCO pictures")
+@pytest.mark.skipif(not TINY_COCO.is_dir(), reason="needs the shared COCO images")
 @pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
-def test_a_network_on_resnet50_from_pictures_to_average_precision(command, tmp_path, name):
-    """With random weights, and pictures made small, for a test's time; everything else is mmdet's own configuration."""
+def test_a_network_on_resnet50_from_images_to_average_precision(command, tmp_path, name):
+    """With random weights, and images made small, for a test's time; everything else is mmdet's own configuration."""
     import torch
 
-    from bitsplit.detectors import MaskRCNN, RetinaNet, build, require_mmdet
+    from bitsplit.networks.detectors import ZOO, build, require_mmdet
 
     require_mmdet()
     from mmengine.hub import get_config
 
-    config = get_config({"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}[name].zoo["r50"])
+    config = get_config(ZOO[name]["r50"])
     for step in config.test_dataloader.dataset.pipeline:
         if step.type == "Resize":
             step.scale = (200, 120)

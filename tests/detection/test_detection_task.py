@@ -67,7 +67,7 @@ def test_categories_must_be_as_many_as_the_network_tells_apart(detection, monkey
         task.dataset(type(scenes)(fewer, scenes.images))
 
 
-def test_a_damaged_picture_is_named(detection, coco_root):
+def test_a_damaged_image_is_named(detection, coco_root):
     task = detection("retinanet")
     path = coco_root / "val2017" / "000003.png"
     whole = path.read_bytes()

@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 import torch
-from networks import SMALL
 from safetensors.torch import load_file
+from small_networks import SMALL
 
 import bitsplit
-from bitsplit import models
-from bitsplit.detectors import MaskRCNN, RetinaNet
 from bitsplit.errors import InputError
-from bitsplit.stats import weighted_layers
+from bitsplit.networks.detectors import Detector
+from bitsplit.networks.weights import shipped
+from bitsplit.statistics.moments import weighted_layers
 
 PREDICTIONS = {
     "retinanet": {"bbox_head.retina_cls", "bbox_head.retina_reg"},
@@ -60,17 +60,17 @@ def test_scope_backbone_neck_leaves_the_heads_alone(detection):
 
 
 def test_a_published_checkpoint_keeps_its_tensors_under_state_dict(detection, config_of, tmp_path):
-    state = load_file(models.shipped("retinanet_glyphs.safetensors"))
+    state = load_file(shipped("retinanet_glyphs.safetensors"))
     path = tmp_path / "published.pth"
     torch.save({"meta": {"epoch": 12, "CLASSES": ("A", "H")}, "state_dict": state}, path)
-    network = RetinaNet(config=str(config_of("retinanet")), weights=str(path)).load("coco")
+    network = Detector("retinanet", config=str(config_of("retinanet")), weights=str(path)).load("coco")
     expected = detection("retinanet").module.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in network.module.state_dict().items())
 
 
 def test_weights_of_another_architecture(config_of):
-    weights = str(models.shipped("mask_rcnn_glyphs.safetensors"))
-    network = RetinaNet(config=str(config_of("retinanet")), weights=weights).load("coco")
+    weights = str(shipped("mask_rcnn_glyphs.safetensors"))
+    network = Detector("retinanet", config=str(config_of("retinanet")), weights=weights).load("coco")
     with pytest.raises(InputError, match="holds the weights of another network than retinanet"):
         _ = network.module
 
@@ -81,11 +81,12 @@ def test_weights_of_another_architecture(config_of):
         ({"scope": "neck"}, "model.scope must be one of all, backbone_neck"),
         ({"backbone": "r34"}, "model.backbone must be one of r50, r18"),
         ({"backbone": "r18", "config": "x.py"}, "leave model.backbone out"),
+        ({"name": "yolo"}, "model.name must be one of retinanet, mask_rcnn"),
     ],
 )
 def test_options_there_are_not(options, message):
     with pytest.raises(InputError, match=message):
-        MaskRCNN(**options)
+        Detector(**{"name": "mask_rcnn"} | options)
 
 
 def test_configurations_that_cannot_be_used(tmp_path):
@@ -100,19 +101,19 @@ def test_configurations_that_cannot_be_used(tmp_path):
     }
     for config, message in cases.items():
         with pytest.raises(InputError, match=message):
-            RetinaNet(config=config, weights="w.pth").load("coco")
+            Detector("retinanet", config=config, weights="w.pth").load("coco")
     with pytest.raises(InputError, match="needs model.weights=FILE"):
-        RetinaNet(config=str(other)).load("coco")
+        Detector("retinanet", config=str(other)).load("coco")
     with pytest.raises(InputError, match="reduced-width networks of its own"):
-        RetinaNet(backbone="r18").load("glyphs_coco")
+        Detector("retinanet", backbone="r18").load("glyphs_coco")
 
 
-@pytest.mark.parametrize("source", [RetinaNet, MaskRCNN])
+@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
 @pytest.mark.parametrize("backbone, width", [("r18", 64), ("r50", 256)])
-def test_mmdets_own_networks_of_either_backbone(source, backbone, width, tmp_path):
+def test_mmdets_own_networks_of_either_backbone(name, backbone, width, tmp_path):
     weights = tmp_path / "w.pth"
     weights.touch()
-    network = source(backbone=backbone, weights=str(weights)).load("coco")
+    network = Detector(name, backbone=backbone, weights=str(weights)).load("coco")
     stage = network.build().backbone.layer1[0]
     assert (stage.conv3 if backbone == "r50" else stage.conv2).out_channels == width
     assert network.variant == ("backbone=r18" if backbone == "r18" else "")
@@ -120,4 +121,4 @@ def test_mmdets_own_networks_of_either_backbone(source, backbone, width, tmp_pat
 
 def test_a_network_that_the_zoo_has_no_weights_of():
     with pytest.raises(InputError, match="no mask_rcnn on r18; give model.weights=FILE"):
-        MaskRCNN(backbone="r18").load("coco")
+        Detector("mask_rcnn", backbone="r18").load("coco")

@@ -13,7 +13,8 @@ from bitsplit.errors import InputError
 from bitsplit.grid import Grid
 from bitsplit.methods import named
 from bitsplit.methods.aciq import ACIQ, bias_corrected, clipping_scale, gauss_error, laplace_error, thresholds
-from bitsplit.stats import InputSamples, LayerStats
+from bitsplit.statistics.moments import LayerStats
+from bitsplit.statistics.samples import InputSamples
 
 # The constants in the authors' code, for 2 to 8 bits.
 PUBLISHED = {
@@ -70,9 +71,9 @@ def test_threshold_minimises_the_integrated_error(prior, bits):
     best = minimize_scalar(
         lambda alpha: integrated_error(alpha, bits, distribution.pdf), bounds=(0.3, 15), method="bounded"
     )
-    found = thresholds(prior)[bits].item()
-    assert found == pytest.approx(best.x, rel=1e-3)
-    assert integrated_error(found, bits, distribution.pdf) <= best.fun * (1 + 1e-7)
+    chosen = thresholds(prior)[bits].item()
+    assert chosen == pytest.approx(best.x, rel=1e-3)
+    assert integrated_error(chosen, bits, distribution.pdf) <= best.fun * (1 + 1e-7)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5, 6])
@@ -99,8 +100,8 @@ def test_scale_of_samples_of_the_prior(prior, bits):
     reach = clipping_scale(values, signed, prior).item() * (2 ** (bits - 1) - 1)
     assert reach == pytest.approx(min(SPREAD * PUBLISHED[prior][bits - 2], values.abs().max().item()), rel=0.01)
     half = clipping_scale(values.relu(), unsigned, prior).item() * (2**bits - 1)  # twice the range, one bit more
-    wanted = thresholds(prior)[bits + 1].item() if bits == 8 else PUBLISHED[prior][bits - 1]
-    assert half == pytest.approx(min(SPREAD * wanted, values.max().item()), rel=0.01)
+    threshold = thresholds(prior)[bits + 1].item() if bits == 8 else PUBLISHED[prior][bits - 1]
+    assert half == pytest.approx(min(SPREAD * threshold, values.max().item()), rel=0.01)
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -145,10 +146,10 @@ def test_channels_far_from_zero_are_not_clipped_to_the_spread(bits, mean):
 def test_channels_are_scaled_one_by_one(prior, signed):
     rows = torch.stack([samples_of(prior, 500, seed) * 2.0**seed for seed in range(4)])
     grid = Grid(4, signed)
-    found = clipping_scale(rows, grid, prior)
-    assert found.tolist() == pytest.approx([clipping_scale(row, grid, prior).item() for row in rows], rel=1e-12)
+    scales = clipping_scale(rows, grid, prior)
+    assert scales.tolist() == pytest.approx([clipping_scale(row, grid, prior).item() for row in rows], rel=1e-12)
     samples = InputSamples(rows.T, rows.min().item(), rows.max().item())
-    assert torch.equal(ACIQ(input_prior=prior).calibrate_activations(samples, grid), found)
+    assert torch.equal(ACIQ(input_prior=prior).calibrate_activations(samples, grid), scales)
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -158,9 +159,9 @@ def test_channels_without_any_value_take_the_scale_of_all(prior, bits, signed):
     rows = torch.stack([samples_of(prior, 500, seed) for seed in range(3)])
     rows[1] = 0
     grid = Grid(bits, signed)
-    found = clipping_scale(rows, grid, prior)
-    assert found[1] == clipping_scale(rows.flatten(), grid, prior)
-    assert found[0] == clipping_scale(rows[0], grid, prior)
+    scales = clipping_scale(rows, grid, prior)
+    assert scales[1] == clipping_scale(rows.flatten(), grid, prior)
+    assert scales[0] == clipping_scale(rows[0], grid, prior)
     assert clipping_scale(torch.zeros(3, 5), grid, prior).tolist() == [1, 1, 1]
     assert clipping_scale(torch.zeros(5), grid, prior).item() == 1
     if not signed:
@@ -172,13 +173,13 @@ def test_channels_without_any_value_take_the_scale_of_all(prior, bits, signed):
 
 def assert_moments_restored(weight, codes):
     """Mean and norm about it, channel by channel; the norm only where codes vary."""
-    weight, found = weight.double().numpy(), restored(codes).numpy()
+    weight, quantized = weight.double().numpy(), restored(codes).numpy()
     size = np.abs(weight).max(axis=-1) + 1e-300
-    assert np.isfinite(found).all()
-    assert (np.abs(found.mean(axis=-1) - weight.mean(axis=-1)) <= 1e-5 * size).all()
-    norm, wanted = found.std(axis=-1), weight.std(axis=-1)
+    assert np.isfinite(quantized).all()
+    assert (np.abs(quantized.mean(axis=-1) - weight.mean(axis=-1)) <= 1e-5 * size).all()
+    norm, expected = quantized.std(axis=-1), weight.std(axis=-1)
     varies = (codes.codes != codes.codes[..., :1]).any(dim=-1).numpy()
-    assert (np.abs(norm - wanted)[varies] <= 1e-5 * size[varies]).all()
+    assert (np.abs(norm - expected)[varies] <= 1e-5 * size[varies]).all()
     assert (norm[~varies] <= 1e-5 * size[~varies]).all()
 
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import BATCHES, NO_NORM, Residual, lively, outputs, quantized_layers
+from small_networks import BATCHES, NO_NORM, Residual, lively, outputs, quantized_layers
 
 import bitsplit
 from bitsplit.methods import named
 from bitsplit.methods.aciq_mix import ACIQMix, allotted_bits
-from bitsplit.stats import InputSamples, LayerStats
+from bitsplit.statistics.moments import LayerStats
+from bitsplit.statistics.samples import InputSamples
 
 
 @st.composite

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from networks import BATCHES, NO_NORM, Residual, lively, quantized_layers
+from small_networks import BATCHES, NO_NORM, Residual, known_of, lively, quantized_layers
 
+import bitsplit
 from bitsplit import ptq
-from bitsplit.config import Bits, Calibration
 from bitsplit.grid import Grid
 from bitsplit.methods import named
-from bitsplit.stats import InputSamples
+from bitsplit.settings import Bits, Calibration
+from bitsplit.statistics.samples import InputSamples
 
 METHOD, PER_LAYER = named("bitsplit_per_channel"), named("bitsplit")
 
@@ -35,9 +36,9 @@ def squared_errors(values, grid, scale):
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_each_channel_has_the_scale_it_has_alone(bits, signed):
     grid, seen = Grid(bits, signed), samples(signed, dtype=torch.float64)
-    found = METHOD.calibrate_activations(seen, grid)
-    assert found.shape == (6,)
-    for channel, scale in zip(seen.values.T, found, strict=True):
+    scales = METHOD.calibrate_activations(seen, grid)
+    assert scales.shape == (6,)
+    for channel, scale in zip(seen.values.T, scales, strict=True):
         positive = channel if signed else channel[channel > 0]  # as per layer: only positive values count
         # Alone it stops as soon as it repeats; beside others it may go on in the last digits.
         assert scale.item() == pytest.approx(grid.scale_by_alternation(positive).item(), rel=1e-9)
@@ -51,10 +52,10 @@ def test_channels_without_a_value_take_the_layers(signed):
     seen.values[:, [1, 4]] = 0
     if not signed:
         seen.values[:, 4] = -1.0  # nothing that the grid could hold
-    found = METHOD.calibrate_activations(seen, grid)
+    scales = METHOD.calibrate_activations(seen, grid)
     layer = PER_LAYER.calibrate_activations(seen, grid)
-    assert found[1] == found[4] == layer
-    assert not (found[[0, 2, 3, 5]] == layer).any()
+    assert scales[1] == scales[4] == layer
+    assert not (scales[[0, 2, 3, 5]] == layer).any()
     dead = InputSamples(torch.zeros(10, 3), 0, 0)
     assert METHOD.calibrate_activations(dead, grid).tolist() == [1, 1, 1]
 
@@ -73,8 +74,11 @@ def test_error_is_below_that_of_one_scale_for_the_layer(seed, bits, signed):
 
 def test_a_network_has_bitsplits_weights_and_a_scale_a_channel():
     network, settings = lively(Residual()), dataclasses.replace(NO_NORM, bits=Bits(4, 4))
-    statistics = ptq.statistics_of(network, BATCHES, settings)
-    ours, theirs = (ptq.quantize(network, BATCHES, method, settings, statistics) for method in (METHOD, PER_LAYER))
+    known = ptq.Known(statistics=known_of(network, METHOD, settings).statistics)
+    ours, theirs = (
+        bitsplit.quantize(network, BATCHES, method=method, settings=settings, known=known)
+        for method in (METHOD, PER_LAYER)
+    )
     layers = quantized_layers(theirs)
     for name, layer in quantized_layers(ours).items():
         assert torch.equal(layer.codes, layers[name].codes) and torch.equal(layer.scale, layers[name].scale)
@@ -88,8 +92,8 @@ def test_a_network_has_bitsplits_weights_and_a_scale_a_channel():
     assert (errors[0] <= errors[1]).all() and errors[0].sum() < 0.9 * errors[1].sum()
 
 
-@pytest.mark.parametrize("wanted", [20, 700])
-def test_as_many_values_of_each_channel_as_asked_for(wanted):
+@pytest.mark.parametrize("asked", [20, 700])
+def test_as_many_values_of_each_channel_as_asked_for(asked):
     counts = []
 
     class Counting(type(METHOD)):
@@ -98,10 +102,10 @@ def test_as_many_values_of_each_channel_as_asked_for(wanted):
             return super().calibrate_activations(samples, grid)
 
     settings = dataclasses.replace(NO_NORM, calibration=Calibration(patches=800, samples=10), bits=Bits(4, 4))
-    ptq.quantize(lively(Residual()), BATCHES, Counting(channel_samples=wanted), settings)
-    pictures = sum(map(len, BATCHES))  # the classifier reads one value of each channel in a picture
-    assert min(wanted, pictures) - len(BATCHES) < min(counts) <= max(wanted, pictures)
-    assert wanted <= max(counts) < 2 * wanted + len(BATCHES) * 2
+    bitsplit.quantize(lively(Residual()), BATCHES, method=Counting(channel_samples=asked), settings=settings)
+    images = sum(map(len, BATCHES))  # the classifier reads one value of each channel in an image
+    assert min(asked, images) - len(BATCHES) < min(counts) <= max(asked, images)
+    assert asked <= max(counts) < 2 * asked + len(BATCHES) * 2
 
 
 def test_a_larger_sample_clips_less_of_what_it_has_not_seen():

@@ -3,22 +3,15 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import BATCHES, NO_NORM, Residual, lively, outputs, quantized_layers
 from scipy.optimize import minimize_scalar
-from torch import nn
 
-import bitsplit
-from bitsplit.config import Bits, Settings
-from bitsplit.errors import InputError
 from bitsplit.grid import Grid
 from bitsplit.methods.base import RefinableInput, RefinableWeight
 from bitsplit.methods.lapq import EXPONENTS, LAPQ, best_exponent, lp_scale
-from bitsplit.stats import InputSamples, LayerStats
-
-QUICK = LAPQ(images=20, evaluations=40)
+from bitsplit.statistics.moments import LayerStats
+from bitsplit.statistics.samples import InputSamples
 
 # Lp scales
 
@@ -53,18 +46,18 @@ def test_lp_scale_minimises_the_error_of_the_raw_samples(kind, bits, signed, p):
         bounds=(candidates[max(best - 1, 0)], candidates[min(best + 1, 100)]),
         method="bounded",
     )
-    found = lp_scale(torch.tensor(values), grid, p)
-    assert found.shape == () and found.dtype == torch.float64
+    chosen = lp_scale(torch.tensor(values), grid, p)
+    assert chosen.shape == () and chosen.dtype == torch.float64
     # The histogram moves every value by half a bin at most: up to a 32nd of a step at 8 bits, far less below.
-    assert lp_error(values, grid, found.item(), p) <= min(fine.fun, errors[best]) * (1.1 if bits == 8 else 1.01)
+    assert lp_error(values, grid, chosen.item(), p) <= min(fine.fun, errors[best]) * (1.1 if bits == 8 else 1.01)
 
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_larger_powers_clip_less(signed):
     values = torch.tensor(values_of("laplace", signed))
-    found = [lp_scale(values, Grid(3, signed), p).item() for p in EXPONENTS]
-    assert found == sorted(found) and found[-1] > 1.2 * found[0]
-    assert found[-1] * Grid(3, signed).high <= values.abs().max()
+    scales = [lp_scale(values, Grid(3, signed), p).item() for p in EXPONENTS]
+    assert scales == sorted(scales) and scales[-1] > 1.2 * scales[0]
+    assert scales[-1] * Grid(3, signed).high <= values.abs().max()
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -150,7 +143,7 @@ class Toy:
         self.seen = []
 
     def refine(self, loss, evaluations, images=5):
-        """Refines under loss(self); checks that the loss is asked for on the right pictures."""
+        """Refines under loss(self); checks that the loss is asked for on the right images."""
 
         def counted(asked):
             assert asked == images
@@ -179,27 +172,27 @@ def test_search_reaches_the_minimum_of_a_separable_loss(offset):
     assert final == min(toy.seen) < 0.01 < 0.05 < min(toy.seen[:6])
 
 
-def quantized_error(weight, scale, wanted):
-    """‖Ŵ − wanted‖² for a weight rounded at `scale` whose channels keep their mean and norm, in numpy."""
+def quantized_error(weight, scale, target):
+    """‖Ŵ − target‖² for a weight rounded at `scale` whose channels keep their mean and norm, in numpy."""
     codes = np.clip(np.rint(weight / scale), -3, 3) * scale
     centred = codes - codes.mean(axis=-1, keepdims=True)
     mean = weight.mean(axis=-1, keepdims=True)
     restored = centred * np.linalg.norm(weight - mean, axis=-1, keepdims=True)
     restored = restored / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-9) + mean
-    return ((restored - wanted) ** 2).sum()
+    return ((restored - target) ** 2).sum()
 
 
 def test_search_moves_the_scales_of_weights_too():
     toy = Toy(inputs=1, weights=2)
-    wanted = [weight.numpy() * 0.8 for weight in toy.originals]
+    targets = [weight.numpy() * 0.8 for weight in toy.originals]
 
     def loss(toy):
         restored = [(c.codes * c.scale.unsqueeze(-1) + c.offset.unsqueeze(-1)).numpy() for c in toy.codes]
-        return sum(((r - w) ** 2).sum() for r, w in zip(restored, wanted, strict=True)) + toy.log_scales[0] ** 2
+        return sum(((r - w) ** 2).sum() for r, w in zip(restored, targets, strict=True)) + toy.log_scales[0] ** 2
 
     final = toy.refine(loss, evaluations=400)
     least = 0
-    for weight, target in zip(toy.originals, wanted, strict=True):
+    for weight, target in zip(toy.originals, targets, strict=True):
         near = np.linspace(0.6, 1.6, 400) * lp_scale(weight, Grid(3), 2).item()
         least += min(quantized_error(weight.numpy(), scale, target) for scale in near)
     assert toy.log_scales[0] ** 2 < 0.01
@@ -231,82 +224,3 @@ def test_loss_without_any_slope_leaves_usable_scales():
     toy = Toy(inputs=2, weights=1)
     assert toy.refine(lambda toy: 0.0, evaluations=30) == 0
     assert np.isfinite(toy.log_scales).all() and toy.codes[0].scale.isfinite().all()
-
-
-# A whole network
-
-
-class Recorded(LAPQ):
-    """Notes every loss that the search sees, and the function behind them."""
-
-    def refine(self, weights, inputs, loss):
-        seen = []
-        object.__setattr__(self, "seen", seen)
-        object.__setattr__(self, "tensors", (len(weights), len(inputs)))
-        super().refine(weights, inputs, lambda images: seen.append(loss(images)) or seen[-1])
-
-
-@pytest.mark.parametrize("wbits, abits", [(3, 3), (4, 32), (32, 3)])
-def test_the_network_has_the_lowest_loss_seen(wbits, abits):
-    network, method = lively(Residual()), Recorded(images=20, evaluations=40)
-    quantized = bitsplit.quantize(network, BATCHES, wbits, abits, method, settings=NO_NORM)
-    x = torch.cat(BATCHES)[:20]
-    targets = outputs(network, x).softmax(dim=1)
-    loss = F.cross_entropy(outputs(quantized, x), targets).item()
-    assert loss == pytest.approx(min(method.seen), rel=1e-5)
-    assert min(method.seen) < min(method.seen[:6])  # the search found something
-    assert method.tensors == (0 if wbits == 32 else 6, 0 if abits == 32 else 5)  # two layers share an input
-
-
-@pytest.mark.parametrize("wbits, abits", [(3, 4), (8, 32), (32, 8)])
-def test_first_and_last_layer_stay_in_floating_point(wbits, abits):
-    network = lively(Residual())
-    quantized = bitsplit.quantize(network, BATCHES, wbits, abits, QUICK, settings=NO_NORM)
-    rows = quantized.report.set_index("name")
-    for name in ("stem", "head"):
-        assert (rows["wbits"][name], rows["abits"][name]) == (32, 32)
-        assert torch.equal(quantized.get_submodule(name).weight, network.get_submodule(name).weight)
-    assert "stem" not in quantized_layers(quantized) and "head" not in quantized_layers(quantized)
-    assert set(rows["wbits"][1:-1]) == {wbits} and set(rows["abits"][1:-1]) == {abits}
-    for name, layer in quantized_layers(quantized).items():
-        if wbits < 32:
-            assert layer.offset is not None and layer.codes.abs().max() <= 2 ** (wbits - 1) - 1
-        if abits < 32:
-            assert layer.input_quantizer.scale.shape == (), name
-
-
-def test_first_and_last_layer_on_demand():
-    bits = Bits(4, 4, first_wbits=8, last_wbits=6, last_abits=5)
-    wanted = Settings(bits=bits, calibration=NO_NORM.calibration)
-    rows = bitsplit.quantize(lively(Residual()), BATCHES, 4, 4, QUICK, settings=wanted).report.set_index("name")
-    assert (rows["wbits"]["stem"], rows["abits"]["stem"]) == (8, 32)
-    assert (rows["wbits"]["head"], rows["abits"]["head"]) == (6, 5)
-
-
-@pytest.mark.parametrize("wbits, abits", [(4, 4), (4, 32), (32, 4)])
-def test_a_network_of_a_first_and_a_last_layer_is_left_alone(wbits, abits):
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 5))
-    quantized = bitsplit.quantize(network, BATCHES, wbits, abits, QUICK, settings=NO_NORM)
-    assert torch.equal(outputs(quantized), outputs(network))
-
-
-class Boxes(nn.Module):
-    """Returns what is no logits."""
-
-    def __init__(self, wrap):
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
-        self.wrap = wrap
-
-    def forward(self, x):
-        return self.wrap(self.body(x))
-
-
-@pytest.mark.parametrize("wrap", [lambda y: y, lambda y: {"boxes": y}, lambda y: [y.flatten(1)]])
-def test_a_network_without_logits_is_an_input_error(wrap):
-    with pytest.raises(InputError, match="logits") as error:
-        bitsplit.quantize(Boxes(wrap), BATCHES, 4, 4, QUICK, settings=NO_NORM)
-    assert "\n" not in str(error.value)
-    assert bitsplit.quantize(Boxes(wrap), BATCHES, 4, 4, "tflite", settings=NO_NORM) is not None

@@ -10,7 +10,8 @@ import torch
 from bitsplit.grid import Grid
 from bitsplit.methods import named
 from bitsplit.methods.tensorrt import TensorRT, least_divergent
-from bitsplit.stats import InputSamples, LayerStats
+from bitsplit.statistics.moments import LayerStats
+from bitsplit.statistics.samples import InputSamples
 
 
 def divergence(counts, i, levels):
@@ -24,7 +25,7 @@ def divergence(counts, i, levels):
         occupied = [j for j in group if counts[j] > 0]
         for j in occupied:
             candidate[j] = sum(counts[k] for k in group) / len(occupied)
-    total, kept = sum(reference), sum(candidate)
+    total, inside = sum(reference), sum(candidate)
     if not any(counts[: i - 1]):
         return math.inf
     result = 0.0
@@ -32,7 +33,7 @@ def divergence(counts, i, levels):
         if p > 0 and q == 0:
             return math.inf
         if p > 0:
-            result += p / total * math.log((p / total) / (q / kept))
+            result += p / total * math.log((p / total) / (q / inside))
     return result
 
 
@@ -64,19 +65,19 @@ def test_threshold_is_that_of_the_slow_transcription(kind, levels, bins):
     counts = histogram(kind, levels, bins)
     slow = slow_divergences(counts, levels)
     least = min(slow.values())
-    found = least_divergent(counts, levels)
-    assert slow[found] <= least + 1e-12
+    bins_below = least_divergent(counts, levels)
+    assert slow[bins_below] <= least + 1e-12
     if sum(value <= least + 1e-9 for value in slow.values()) == 1:
-        assert found == min(slow, key=slow.get)
+        assert bins_below == min(slow, key=slow.get)
 
 
 @pytest.mark.parametrize("levels", [8, 16, 128, 256])
 def test_one_far_value_does_not_hold_the_threshold(levels):
     counts = np.zeros(512)
     counts[:300], counts[-1] = np.linspace(2000, 10, 300).astype(int), 1
-    found = least_divergent(counts, levels)
-    assert levels <= found <= 300
-    assert slow_divergences(counts, levels)[found] == min(slow_divergences(counts, levels).values())
+    bins_below = least_divergent(counts, levels)
+    assert levels <= bins_below <= 300
+    assert slow_divergences(counts, levels)[bins_below] == min(slow_divergences(counts, levels).values())
 
 
 def test_flat_and_degenerate_histograms():
@@ -92,7 +93,7 @@ def test_flat_and_degenerate_histograms():
 
 @pytest.mark.parametrize("levels", [4, 8, 16, 128])
 def test_values_far_from_zero_are_not_clipped_to_the_least_of_them(levels):
-    """Up to the first occupied bin, P and Q are both that bin: a divergence of nothing, and nothing kept."""
+    """Up to the first occupied bin, P and Q are both that bin: a divergence of nothing, and nothing inside."""
     values = 1 + np.random.default_rng(0).exponential(0.3, 5000)
     counts = np.histogram(values, 512, (0, values.max()))[0].astype(float)
     reach = least_divergent(counts, levels) * values.max() / 512
@@ -114,14 +115,14 @@ def test_scale_puts_the_threshold_on_the_last_code(bins, bits, signed):
     magnitude = np.abs(values).ravel() if signed else values[values > 0]
     counts = np.histogram(magnitude, bins, (0, magnitude.max()))[0].astype(float)
     levels = 2 ** (bits - 1) if signed else 2**bits
-    kept = least_divergent(counts, levels)
+    bins_below = least_divergent(counts, levels)
     grid = Grid(bits, signed)
     scale = TensorRT(bins=bins).calibrate_activations(samples(values), grid)
     assert scale.shape == () and scale.dtype == torch.float32
-    assert scale.item() == pytest.approx((kept + 0.5) * magnitude.max() / bins / (levels - 1), rel=1e-6)
+    assert scale.item() == pytest.approx((bins_below + 0.5) * magnitude.max() / bins / (levels - 1), rel=1e-6)
     if bins == 300:
         slow = slow_divergences(counts, levels)
-        assert slow[kept] <= min(slow.values()) + 1e-12
+        assert slow[bins_below] <= min(slow.values()) + 1e-12
 
 
 def test_signs_do_not_matter_to_a_signed_range():

@@ -1,0 +1,85 @@
+"""Image folders: class indices by WordNet id, damaged files, fixed random crops."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import SHARED
+
+from bitsplit.data.folder import Folder
+from bitsplit.data.imagenet import CLASS_INDEX, WNIDS, ImageNet
+from bitsplit.data.images import Preprocessing
+from bitsplit.errors import InputError
+
+PREPROCESSING = Preprocessing()
+
+
+def test_class_index_is_the_rank_of_the_wordnet_id():
+    assert len(WNIDS) == 1000 and sorted(WNIDS) == WNIDS
+    # Well-known places of the 1,000 classes: tench, tabby cat, toilet tissue.
+    assert (CLASS_INDEX["n01440764"], CLASS_INDEX["n02123045"], CLASS_INDEX["n15075141"]) == (0, 281, 999)
+
+
+def test_a_subset_keeps_the_1000_class_indices(imagenet_root):
+    data = ImageNet(str(imagenet_root))
+    labels = torch.cat([labels for _, labels in data.validation(PREPROCESSING, 5)])
+    assert sorted(set(labels.tolist())) == [0, 281, CLASS_INDEX["n13133613"]]
+    assert (data.name, data.title) == ("imagenet_12", "ImageNet validation, 12 images")
+
+
+def test_crops_are_fixed_by_the_seed_and_differ_between_seeds(imagenet_root):
+    data = ImageNet(str(imagenet_root))
+
+    def images(seed: int) -> torch.Tensor:
+        return torch.cat([batch for batch, _ in data.calibration(PREPROCESSING, 8, 2, seed)])
+
+    assert torch.equal(images(0), images(0))
+    assert not torch.equal(images(0), images(1))
+    single = ImageNet(str(imagenet_root))
+    files = [single.calibration(PREPROCESSING, 24, 1, seed) for seed in (0, 1)]
+    whole = [torch.cat([batch for batch, _ in batches]) for batches in files]
+    # The same 24 images in another order; with crops of their own, sorted sums cannot agree.
+    assert not torch.allclose(whole[0].sum((1, 2, 3)).sort()[0], whole[1].sum((1, 2, 3)).sort()[0])
+    assert images(0).shape == (16, 3, 224, 224)
+
+
+def test_damaged_files_are_named_counted_and_left_out(imagenet_root, tmp_path, capsys):
+    root = tmp_path / "data"
+    shutil.copytree(imagenet_root, root)
+    (root / "val" / "n01440764" / "0.jpg").write_bytes(b"")
+    (root / "val" / "n01440764" / "1.jpg").write_text("no image")
+    batches = ImageNet(str(root)).validation(PREPROCESSING, 2)
+    for _ in range(2):
+        assert sum(len(labels) for _, labels in batches) == 10
+    assert len(batches.skipped) == 2
+    assert capsys.readouterr().err.count("skipped") == 2
+
+
+def test_prescaled_images_are_only_cropped(imagenet_root):
+    (whole,) = (images for images, _ in ImageNet(str(imagenet_root), resize=None).validation(PREPROCESSING, 12))
+    (shrunk,) = (images for images, _ in ImageNet(str(imagenet_root), resize=226).validation(PREPROCESSING, 12))
+    assert whole.shape == shrunk.shape == (12, 3, 224, 224)
+    assert not torch.allclose(whole, shrunk)
+
+
+@pytest.mark.parametrize("data", [ImageNet(), ImageNet("no/such"), Folder(), Folder("no/such")])
+def test_missing_roots_are_input_errors(data):
+    with pytest.raises(InputError):
+        data.title  # noqa: B018
+        data.validation(PREPROCESSING, 1)
+
+
+def test_flat_validation_folder_is_explained(tmp_path, imagenet_root):
+    shutil.copytree(imagenet_root / "val" / "n01440764", tmp_path / "val")
+    with pytest.raises(InputError, match="WordNet"):
+        ImageNet(str(tmp_path)).title  # noqa: B018
+
+
+def test_real_imagenet_images():
+    if not (SHARED / "data" / "imagenet").is_dir():
+        pytest.skip("no ImageNet images beside the project")
+    data = ImageNet(str(SHARED / "data" / "imagenet"), resize=None)
+    assert data.name == "imagenet_500"
+    images, labels = next(iter(data.validation(PREPROCESSING, 50)))
+    assert images.shape == (50, 3, 224, 224) and -3 < images.mean() < 3
+    assert data.calibration(PREPROCESSING, 64, 200, 0).__len__() == 15

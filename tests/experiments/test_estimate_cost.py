@@ -1,0 +1,71 @@
+"""`experiments/estimate_cost.py`: the cells it counts, what they cost, and the time it derives from two timings."""
+
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+from bitsplit import methods
+from bitsplit.settings import BatchNorm, Bits, Settings
+
+sys.path.insert(0, str(ROOT / "experiments"))
+from cell_costs import Cell, Speed, cells_of, seconds_of_cells  # noqa: E402
+from estimate_cost import EXPERIMENTS, task_named_by  # noqa: E402
+from measure import fixed_and_slope  # noqa: E402
+
+
+def test_cells_are_those_of_the_tables():
+    tables = {title: cells_of(name) for title, name in EXPERIMENTS["classification"].items()}
+    assert {title: len(cells) for title, cells in tables.items()} == {
+        "table4": 4 * 7 * 2,
+        "table-weights": 4 * 2 * 6 * 2,
+        "table-both": 4 * 2 * 6,
+        "table4-equal": 4 * 7 * 2,
+    }
+    # W4A8 and W4A4 of two methods are in table 4 already, W8A8 in the weights' table; on equal terms five are new.
+    assert len({cell for cells in tables.values() for cell in cells}) == 56 + (96 - 8) + (48 - 8 - 8) + 4 * 5 * 2
+
+
+def test_cells_of_detectors_are_those_of_table_5():
+    assert {title: len(cells_of(name)) for title, name in EXPERIMENTS["detection"].items()} == {"table5": 2 * 2 * 3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "task"),
+    [
+        (["data=imagenet", "data.root=x", "model=resnet18,resnet50", "wbits=4"], "classification"),
+        (["data=coco", "data.root=x", "model=retinanet", "model.scope=backbone_neck"], "detection"),
+        (["data=glyphs_coco"], "detection"),
+        (["model=mask_rcnn"], "detection"),
+        (["seed=1"], "classification"),
+    ],
+)
+def test_the_data_name_the_task(arguments, task):
+    assert task_named_by(arguments) == task
+
+
+def test_a_cell_costs_what_its_parts_cost():
+    speed = Speed(evaluation=1.0, batch_norm=100.0, calibration=0.0, solve={"planes": 7e6})
+    floating_point = 50
+
+    def seconds(*cells: tuple) -> float:
+        cells = [
+            Cell("resnet18", methods.named(method), Settings(Bits(wbits, abits, 8, 8, 8), batch_norm=BatchNorm(mode)))
+            for method, wbits, abits, mode in cells
+        ]
+        return seconds_of_cells(cells, speed, images=50) - floating_point
+
+    assert seconds(("tflite", 4, 32, "none")) == 50
+    # Two evaluations (one of the floating-point network re-estimated), three passes, the scales and the solve.
+    assert seconds(("bitsplit", 8, 4, "reestimate")) == 2 * 50 + 3 * 6400 * 100 + 640 + 2 * 7e6
+    assert seconds(("lapq", 4, 32, "none")) == 50 + 600 * 128
+    # A second cell with the same weights is solved already and has one pass of its own.
+    both = seconds(("bitsplit", 8, 4, "reestimate"), ("bitsplit", 8, 3, "reestimate"))
+    assert both - seconds(("bitsplit", 8, 4, "reestimate")) == 50 + 6400 * 100 + 640
+
+
+def test_fixed_and_slope():
+    fixed, slope = fixed_and_slope(lambda n: time.sleep(0.05 + 0.01 * n), 5, 25, device=torch.device("cpu"))
+    assert fixed == pytest.approx(0.05, abs=0.03) and slope == pytest.approx(0.01, rel=0.2)

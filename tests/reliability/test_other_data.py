@@ -1,0 +1,92 @@
+"""A record is that of its data: other images under the same names, or in a folder of the same name, are other data."""
+
+import json
+import os
+import shutil
+
+import pytest
+from conftest import ROOT, composed
+from PIL import Image
+
+from bitsplit.report import record
+from bitsplit.runs import bench
+from bitsplit.runs.experiment import Run
+
+
+@pytest.fixture
+def run_of(imagenet_root, resnet18_weights, tmp_path):
+    """The run on a copy of the small ImageNet, as a new process would see it."""
+
+    def copied(name: str, data: str):
+        root = tmp_path / name / "images"
+        if not root.exists():
+            shutil.copytree(imagenet_root, root)
+
+        def run() -> Run:
+            bench._benches.clear(), bench._data_sets.clear()
+            line = [
+                f"data={data}",
+                f"data.root={root}",
+                f"model.weights={resnet18_weights}",
+                "calibration.batch_size=8",
+            ]
+            return Run.of(composed(*line, "calibration.batch_size=8", f"results={tmp_path / 'results'}"))
+
+        return root, run
+
+    return copied
+
+
+@pytest.mark.parametrize("data", ["folder", "imagenet"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_image_replaced_in_place_is_other_data(run_of, data, split):
+    root, run = run_of("A", data)
+    before = run().identity
+    assert run().identity == before
+    Image.new("RGB", (300, 260)).save(next((root / split).rglob("*.jpg")))
+    assert record.config_hash(run().identity) != record.config_hash(before)
+
+
+def test_a_folder_of_the_same_name_elsewhere_is_other_data_only_where_its_images_are(run_of):
+    (_, first), (root, second) = run_of("A", "folder"), run_of("B", "folder")
+    assert first().identity == second().identity and first().path == second().path
+    next(root.rglob("*.jpg")).unlink()
+    assert first().identity != second().identity
+
+
+def test_statistics_are_told_apart_by_times_too(run_of):
+    root, run = run_of("A", "imagenet")
+    image = next((root / "train").rglob("*.jpg"))
+    before = run().bench.files_digest(times=True)
+    os.utime(image, (0, 0))
+    assert run().bench.files_digest(times=True) != before
+
+
+def test_drawn_data_have_no_files():
+    assert Run.of(composed("data=glyphs")).identity["data"]["files"] is None
+
+
+@pytest.mark.parametrize("change", [("metrics", "quantized", "top1"), ("wbits",), ("config", "seed")])
+def test_a_record_changed_by_hand_is_named_and_left_out(tmp_path, capsys, change):
+    source = next(path for path in sorted((ROOT / "results" / "glyphs" / "runs").glob("*.json")))
+    content = json.loads(source.read_text())
+    path = tmp_path / source.name
+    record.write(path, content)
+    assert record.read(path) == content
+    *parents, key = change
+    part = content
+    for parent in parents:
+        part = part[parent]
+    part[key] += 1
+    path.write_text(json.dumps(content))
+    assert record.read(path) is None
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 100_000, b"", b"{}", b"null"])
+def test_whatever_lies_among_the_records_is_named_and_left_out(tmp_path, capsys, content):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    assert record.read(path) is None and "x.json" in capsys.readouterr().err
+    (tmp_path / "folder.json").mkdir()
+    assert record.read(tmp_path / "folder.json") is None

@@ -1,0 +1,60 @@
+"""What the number of threads changes: the rounding of sums, and with it as many codes as noise of that size does."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SMALL, environment
+from problems import problem, relu_layer
+
+from bitsplit.report import record
+from bitsplit.solver.bitsplit import ALGORITHMS, solve
+
+_SOLVE = """
+import sys, torch
+from bitsplit.solver.bitsplit import solve
+layer, algorithm, target = sys.argv[1:]
+torch.save(solve(*torch.load(layer), algorithm=algorithm).codes, target)
+"""
+
+
+def layer() -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
+    gram, cross, weight = problem(*relu_layer(0, 600, 24)[:2], dtype=torch.float32)
+    return gram, cross, 4, weight
+
+
+def error(codes: torch.Tensor) -> float:
+    """The output error of codes, each row with its best scale, as a part of the output."""
+    gram, cross, _, weight = (value.double() if isinstance(value, torch.Tensor) else value for value in layer())
+    codes = codes.double()
+    energy, reached = (weight * cross).sum(dim=-1), (codes * cross).sum(dim=-1)
+    return (1 - (reached.square() / ((codes @ gram) * codes).sum(dim=-1)).sum() / energy.sum()).item()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_threads_change_no_more_codes_than_rounding_does(tmp_path, algorithm):
+    torch.save(layer(), tmp_path / "layer")
+    codes = []
+    for threads in ("1", "2"):
+        line = [sys.executable, "-c", _SOLVE, str(tmp_path / "layer"), algorithm, str(tmp_path / threads)]
+        variables = environment() | {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+        subprocess.run(line, cwd=ROOT, env=variables, check=True, timeout=120)
+        codes.append(torch.load(tmp_path / threads))
+    changed = (codes[0] != codes[1]).float().mean().item()
+    gram, cross, bits, weight = layer()
+    by_noise = []
+    for seed in range(3):
+        noise = torch.randn(gram.shape, generator=torch.Generator().manual_seed(seed)) * 1e-7
+        noisy = gram * (1 + (noise + noise.mT) / 2)
+        by_noise.append((solve(noisy, cross, bits, weight, algorithm).codes != codes[0]).float().mean().item())
+    assert changed <= 2 * max(by_noise) + 1e-3
+    assert np.isclose(error(codes[0]), error(codes[1]), rtol=0.01)
+
+
+def test_a_record_says_how_many_threads_computed_it(command, tmp_path):
+    done = command("data=glyphs", "data.validation_images=200", *SMALL, "method=tflite")
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "results").rglob("*.json")
+    assert record.read(path)["machine"]["threads"] == {"torch": 1, "numba": 1}

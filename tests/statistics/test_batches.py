@@ -1,0 +1,55 @@
+"""Calibration images: kinds of sources, how often they are read, and their pieces."""
+
+import pytest
+import torch
+from small_networks import BATCHES, images
+from torch import nn
+
+from bitsplit.errors import InputError
+from bitsplit.statistics.batches import CalibrationBatches, pieces
+
+NETWORK = nn.Conv2d(3, 4, 3)
+SOURCES = {
+    "list": lambda: BATCHES,
+    "generator": lambda: (x for x in BATCHES),
+    "iterator": lambda: iter(BATCHES),
+    "tuple": lambda: tuple(BATCHES),
+    "labelled": lambda: [(x, torch.zeros(len(x))) for x in BATCHES],
+    "labelled generator": lambda: ([x, "label"] for x in BATCHES),
+    "loader": lambda: torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.cat(BATCHES)), batch_size=len(BATCHES[0])
+    ),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_images_can_be_read_again_and_labels_are_dropped(source):
+    batches = CalibrationBatches(SOURCES[source](), NETWORK)
+    assert len(batches) == len(BATCHES) and batches.count(2) == 2 and batches.count(99) == len(BATCHES)
+    for _ in range(2):
+        assert all(torch.equal(*pair) for pair in zip(batches.first(99), BATCHES, strict=True))
+        assert [len(batch) for batch in batches.first(2)] == [len(batch) for batch in BATCHES[:2]]
+
+
+def test_images_take_the_networks_layout():
+    network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    (batch,) = CalibrationBatches(BATCHES, network).first(1)
+    assert batch.is_contiguous(memory_format=torch.channels_last) and torch.equal(batch, BATCHES[0])
+
+
+@pytest.mark.parametrize("source", [[], iter([]), ()])
+def test_no_images(source):
+    with pytest.raises(InputError, match="empty"):
+        CalibrationBatches(source, NETWORK)
+
+
+def test_pieces_are_the_batches_with_their_shares(monkeypatch):
+    monkeypatch.setattr("bitsplit.statistics.batches._PIECE_PIXELS", 3 * 12 * 12 + 1)
+    batches = images(8, 2)
+    parts = list(pieces(batches))
+    assert [len(piece) for piece, _ in parts] == [3, 3, 2, 2]
+    assert [share for _, share in parts] == [3 / 8, 3 / 8, 2 / 8, 1]
+    assert torch.equal(torch.cat([piece for piece, _ in parts]), torch.cat(batches))
+    assert torch.equal(CalibrationBatches(batches, NETWORK).first_piece(), batches[0][:3])
+    monkeypatch.setattr("bitsplit.statistics.batches._PIECE_PIXELS", 1)
+    assert [len(piece) for piece, _ in pieces(batches)] == [1] * 10

@@ -1,0 +1,114 @@
+"""The sequential order: every layer solved on what it will really read, whoever runs at the same time."""
+
+import copy
+
+import pytest
+import torch
+from small_networks import BATCHES, SMALL, Levels, outputs
+from torch import nn
+
+import bitsplit
+from bitsplit import methods
+from bitsplit.layers.inputs import InputQuantizer
+from bitsplit.plan import Plan
+from bitsplit.settings import BatchNorm, Calibration, Settings
+from bitsplit.statistics.batches import CalibrationBatches
+from bitsplit.steps.sequential import quantize_sequentially
+
+SMALL_AND_NO_NORM = Settings(
+    calibration=Calibration(samples=20_000, lockstep_patches=10**6), batch_norm=BatchNorm(mode="none")
+)
+SEQUENTIAL = [name for name in methods.names() if methods.named(name).order == "sequential"]
+sequential = pytest.mark.parametrize("method", SEQUENTIAL)
+
+
+def snr(network, quantized) -> float:
+    expected = outputs(network)
+    return (10 * torch.log10(expected.square().sum() / (outputs(quantized) - expected).square().sum())).item()
+
+
+def inputs_of(network: nn.Module, batches) -> dict[str, torch.Tensor]:
+    """What every layer's arithmetic reads, by name, over all batches."""
+    seen, handles = {}, []
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            key = name.removesuffix(".layer")
+            handles.append(module.register_forward_pre_hook(lambda _, x, k=key: seen.setdefault(k, []).append(x[0])))
+    with torch.no_grad():
+        for images in batches:
+            network(images.clone())
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(parts) for name, parts in seen.items()}
+
+
+@sequential
+def test_reported_errors_are_those_of_the_finished_network(network, method):
+    """Relative errors come from inside the pass; here both networks are run again, on all places of all images."""
+    quantized = bitsplit.quantize(network, BATCHES, 3, 4, method, settings=SMALL_AND_NO_NORM)
+    floating, read = inputs_of(network, BATCHES), inputs_of(quantized, BATCHES)
+    errors = quantized.report.set_index("name")["relative_error"]
+    for name in ("wide", "mix"):
+        original, layer = network.get_submodule(name), quantized.get_submodule(name).layer
+        with torch.no_grad():
+            target, given = original(floating[name]), layer(read[name])
+        centre = (0, 2, 3)
+        target, given = (values - values.mean(dim=centre, keepdim=True) for values in (target, given))
+        assert (target - given).square().sum() / target.square().sum() == pytest.approx(errors[name], rel=0.02)
+
+
+@sequential
+def test_lanes_change_no_code(network, method):
+    states = []
+    for lanes in (1, 4):
+        quantized, reference = copy.deepcopy(network), copy.deepcopy(network)
+        batches = CalibrationBatches(BATCHES, quantized)
+        plan = Plan.of(quantized, batches, methods.named(method), SMALL.overridden(3, 4))
+        quantize_sequentially(reference, quantized, plan, batches, lanes)
+        states.append(quantized.state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_compensation_beats_the_parallel_order(network):
+    results = {
+        name: snr(network, bitsplit.quantize(network, BATCHES, 3, 8, name, settings=SMALL_AND_NO_NORM))
+        for name in ("bitsplit", "bitsplit_lattice", "bitsplit_plus")
+    }
+    assert results["bitsplit_plus"] > results["bitsplit_lattice"] > results["bitsplit"]
+
+
+def test_folded_scales_compute_what_scales_by_channel_do(network):
+    """ECAQ: with the scales in the weights, and with a scale for each channel behind the quantizer instead."""
+    folded = bitsplit.quantize(network, BATCHES, 4, 4, "bitsplit_ecaq", settings=SMALL_AND_NO_NORM)
+    by_channel = copy.deepcopy(folded)
+    changed = 0
+    for module in by_channel.modules():
+        quantizer = getattr(module, "input_quantizer", None)
+        if isinstance(quantizer, InputQuantizer) and quantizer.folded and not isinstance(module.layer, nn.Linear):
+            own = InputQuantizer(quantizer.grid, quantizer.scale.flatten(), 2)
+            share = (quantizer.scale / quantizer.step).flatten()
+            groups = module.layer.groups
+            columns = share.reshape(groups, -1).repeat_interleave(module.layer.weight.shape[0] // groups, dim=0)
+            module.input_quantizer = own
+            module.layer.weight.div_(columns[:, :, None, None])
+            changed += 1
+    assert changed >= 2
+    assert torch.allclose(outputs(by_channel), outputs(folded), atol=1e-4)
+    for module in folded.modules():
+        if isinstance(module, InputQuantizer):
+            codes = module(torch.randn(2, *module.scale.shape)) / module.step
+            assert torch.allclose(codes, codes.round(), atol=1e-3) and module.step.dim() == 0
+
+
+def test_layers_called_several_times_are_solved_on_all_their_calls():
+    network = Levels()
+    quantized = bitsplit.quantize(network, BATCHES, 3, 32, "bitsplit_plus", settings=SMALL_AND_NO_NORM)
+    assert quantized.one.codes is not None and snr(network, quantized) > 10
+
+
+def test_fewer_images_where_memory_is_short(network):
+    settings = SMALL_AND_NO_NORM
+    little = Settings(calibration=Calibration(memory_gb=1e-4), batch_norm=BatchNorm(mode="none"))
+    every = bitsplit.quantize(network, BATCHES, 4, 4, "bitsplit_plus", settings=settings)
+    few = bitsplit.quantize(network, BATCHES, 4, 4, "bitsplit_plus", settings=little)
+    assert 0 < few.lockstep_images < every.lockstep_images == sum(map(len, BATCHES))

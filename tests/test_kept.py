@@ -1,0 +1,62 @@
+"""What processes keep for each other: made once, also by two at a time, and bounded in size."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from bitsplit.errors import InputError
+from bitsplit.kept import kept, trim
+from bitsplit.settings import Cache
+
+
+def value_in(folder, make, stem="0a"):
+    return kept(folder, stem, ".txt", make, lambda path, value: path.write_text(value), lambda path: path.read_text())
+
+
+def test_processes_that_come_meanwhile_wait_for_what_one_makes(tmp_path):
+    code = f"""
+import time, pathlib
+from bitsplit.kept import kept
+def make():
+    with open({str(tmp_path / "made")!r}, "a") as log:
+        log.write("made ")
+    time.sleep(1)
+    return "value"
+read = lambda path: path.read_text()
+print(kept(pathlib.Path({str(tmp_path / "kept")!r}), "0a", ".txt", make, lambda path, v: path.write_text(v), read))
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)
+    ]
+    assert [process.communicate(timeout=100)[0] for process in processes] == ["value\n"] * 3
+    assert (tmp_path / "made").read_text() == "made "
+    assert len(list((tmp_path / "kept").iterdir())) == 1  # no lock is left
+
+
+def test_an_exception_while_it_is_made_leaves_nothing_and_no_lock(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        value_in(tmp_path, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert list(tmp_path.iterdir()) == []
+    assert value_in(tmp_path, lambda: "later") == "later"
+
+
+def test_what_was_used_last_stays_and_nothing_else_is_touched(tmp_path):
+    for age, stem in ((3, "0a"), (2, "0b"), (1, "0c")):
+        value_in(tmp_path, lambda: "12345", stem)
+        (path,) = tmp_path.glob(f"{stem}-*")
+        os.utime(path, ns=(10**18 - age, 10**18 - age))
+    (tmp_path / "mine.txt").write_text("a user's own")
+    value_in(tmp_path, lambda: "never made", "0a")  # used last
+    trim([tmp_path], 10)
+    assert {path.name[:2] for path in tmp_path.iterdir()} == {"0a", "0c", "mi"}
+    trim([tmp_path, tmp_path / "not there"], 0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("bound", [0, -1, float("nan"), True, "all"])
+def test_a_bound_is_a_positive_number(bound):
+    with pytest.raises(InputError, match="max_gb must be a positive number"):
+        Cache(max_gb=bound)
