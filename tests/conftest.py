@@ -41,6 +41,11 @@ def environment(**variables: str) -> dict[str, str]:
     return given | variables | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
+def trials(count: int) -> int:
+    """How often a test tries its luck: `count`, or with BITSPLIT_TEST_TRIALS=10 ten times as often."""
+    return count * int(os.environ.get("BITSPLIT_TEST_TRIALS", "1"))
+
+
 def experiment(name: str, *arguments: str) -> subprocess.CompletedProcess:
     """`python experiments/NAME.py ARGUMENTS`, finished."""
     line = [sys.executable, f"experiments/{name}.py", *arguments]
@@ -56,6 +61,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.detection)
             if missing:
                 item.add_marker(pytest.mark.skip(reason="needs the extra `detection`: make setup-detection"))
+    items.sort(key=lambda item: "slow" not in item.keywords)  # so that no core waits for the longest at the end
 
 
 class OneThread:
@@ -149,7 +155,7 @@ def config_of(tmp_path_factory):
     return written
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def detection(coco_root, config_of):
     """The task of a shipped network on the few scenes."""
     from bitsplit.data.coco import Coco

@@ -242,9 +242,10 @@ def test_the_file_reads_as_its_names_say(network, tmp_path):
     with safetensors.safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["bitsplit"])
     assert facts["format"] == 1 and facts["architecture"] == architecture_digest(network)
+    observed = list(wide.input_quantizer.observed)
     assert facts["layers"]["wide"] == {
         "wbits": 3,
-        "inputs": [{"bits": 5, "signed": False, "zero": 0, "folded": False}],
+        "inputs": [{"bits": 5, "signed": False, "zero": 0, "folded": False, "in_place": False, "observed": observed}],
     }
     assert facts["configuration"]["method"]["name"] == "bitsplit"
     assert facts["configuration"]["settings"]["bits"]["first_wbits"] == 8

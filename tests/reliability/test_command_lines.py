@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, composed, environment
+from conftest import SMALL, composed, environment, trials
 from forked_commands import run_commands
 from omegaconf import DictConfig
 
@@ -96,10 +96,10 @@ def generated(chance: random.Random, results: Path, count: int) -> list[list[str
 
 
 @pytest.mark.slow
-def test_300_generated_command_lines_end_in_one_line_or_well(tmp_path):
+def test_generated_command_lines_end_in_one_line_or_well(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "cwd").mkdir()
-    lines = generated(random.Random(0), tmp_path / "results", 300)
+    lines = generated(random.Random(0), tmp_path / "results", trials(100))
     ended = run_commands(lines, tmp_path / "cwd", environment())
     for one in ended:
         said = one.stderr.splitlines()
@@ -107,8 +107,8 @@ def test_300_generated_command_lines_end_in_one_line_or_well(tmp_path):
         assert "Traceback" not in one.stdout + one.stderr, one
         assert (one.returncode == 0) == (not said), one
         assert not said or said[-1].startswith("error: "), one
-    assert sum(one.returncode == 2 for one in ended) > 200
-    assert sum(one.returncode == 0 for one in ended) > 5
+    assert sum(one.returncode == 2 for one in ended) > 0.6 * len(ended)
+    assert sum(one.returncode == 0 for one in ended) > 0.01 * len(ended)
     assert not list((tmp_path / "cwd").iterdir())
     assert not list((tmp_path / "results").rglob("*.tmp"))
 

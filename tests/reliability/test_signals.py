@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, environment
+from conftest import ROOT, SMALL, environment, trials
 
 from bitsplit.report import record
 
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc"),
 ]
 CELLS = ["-m", "data=glyphs", "data.validation_images=100", *SMALL, "method=tflite", "wbits=4,8", "logger=none"]
-SIGNALS = int(os.environ.get("BITSPLIT_TEST_SIGNALS", "3"))  # to each kind of sweep; 10 take five minutes
+SIGNALS = trials(2)  # to each kind of sweep
 # How long a sweep takes, compared with one through the basic launcher that draws its images first.
 DURATIONS = {("basic", "cold"): 1, ("basic", "warm"): 0.6, ("joblib", "cold"): 1.6, ("joblib", "warm"): 0.9}
 

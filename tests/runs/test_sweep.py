@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, composed, environment
+from conftest import ROOT, SMALL, composed, environment, trials
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -75,12 +75,12 @@ def test_force_with_a_time_runs_only_older_records_again(command, tmp_path):
 
 @pytest.mark.slow
 def test_kill_at_random_moments_loses_at_most_the_cell_in_flight(tmp_path, uninterrupted):
-    """SIGKILL to the whole process group at 20 random moments; whatever stands then is whole and right."""
+    """SIGKILL to the whole process group at random moments; whatever stands then is whole and right."""
     results, chance = tmp_path / "results", random.Random(0)
     started = time.monotonic()
     subprocess.run(line(tmp_path / "timing"), cwd=ROOT, env=environment(), capture_output=True, timeout=300)
     duration = time.monotonic() - started
-    for _ in range(20):
+    for _ in range(trials(6)):
         process = subprocess.Popen(
             line(results),
             cwd=ROOT,
