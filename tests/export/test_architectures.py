@@ -49,6 +49,34 @@ class OneAndTwo(nn.Module):
         return self.head(self.along(x).relu().mean(dim=-1))
 
 
+class StandardizedConv2d(nn.Conv2d):
+    """Convolves with its weight standardized by output channel and a learned gain, as networks without batch-norm."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.gain = nn.Parameter(torch.rand(self.out_channels, 1, 1, 1) + 0.5)
+
+    def forward(self, x):
+        spread, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True)
+        weight = (self.weight - mean) / (spread * self.weight[0].numel() ** 0.5) * self.gain
+        return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class NormalizerFree(nn.Module):
+    """Two residual branches of NF-ResNet: scaled activations and weights standardized in each forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = StandardizedConv2d(3, 8, 3, stride=2, padding=1), nn.Linear(8, 10)
+        self.branches = nn.ModuleList(StandardizedConv2d(8, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for branch in self.branches:
+            x = x + 0.2 * branch(1.7 * x.relu())
+        return self.head(x.relu().mean(dim=(2, 3)))
+
+
 def efficientnet():
     settings = [BLOCK(1, 3, 1, 16, 8, 1, 1, 1), BLOCK(4, 3, 2, 8, 16, 1, 1, 1), BLOCK(4, 5, 2, 16, 24, 2, 1, 1)]
     return models.EfficientNet(settings, dropout=0.1, last_channel=64, num_classes=10)
@@ -132,3 +160,17 @@ def test_what_stays_in_floating_point_is_said(name):
     report = bitsplit.quantize(network, [images], 4, 4, "tflite", settings=SMALL).report
     matrices = sum(p.numel() for p in network.parameters() if p.numel() > max(p.shape))
     assert report["shape"].map(lambda shape: torch.Size(shape).numel()).sum() == matrices
+
+
+def test_weights_that_a_forward_makes_anew_stay_in_floating_point_and_that_is_said(tmp_path):
+    """NF-ResNet: to be quantized, its standardized weights must be put into plain convolutions first."""
+    torch.manual_seed(0)
+    network, images = NormalizerFree().eval(), torch.rand(4, 3, SIDE, SIDE)
+    quantized = bitsplit.quantize(network, [images], 4, 4, "tflite", settings=SMALL)
+    notes = quantized.report.set_index("name")["note"]
+    assert notes[["stem", "branches.0", "branches.1"]].str.contains("computed anew in the forward").all()
+    assert "warning: 94% of the weights are not quantized" in quantized.summary()
+    bitsplit.save(quantized, tmp_path / "network.safetensors")
+    loaded = bitsplit.load(tmp_path / "network.safetensors", NormalizerFree())
+    with torch.no_grad():
+        assert torch.equal(loaded(images), quantized(images))
