@@ -1,11 +1,13 @@
 """What quantized networks are worth outside: size, accuracy and time of packed and ONNX files against floating point.
 
-Command:  make deploy   (or: python experiments/deploy.py [--networks resnet18] [--bits W4A4] [--images 1000])
-Data:     glyphs, embedded; needs the extra `onnx`
+Command:  make deploy   (or: python experiments/deploy.py [--networks resnet18] [--bits W4A4] [--images 1000], or on
+          ImageNet: python experiments/deploy.py --networks efficientnet_lite0 --root FOLDER)
+Data:     glyphs, embedded, or a folder of ImageNet; needs the extra `onnx`
 Expected: 2 hours for the four networks on 2 cores; bit-split with the settings of the tables
-Writes:   results/glyphs/deploy.md, .csv and .tex, anew after each cell
+Writes:   results/<data>/deploy.md, .csv and .tex, anew after each cell; rows of other cells stay
 """
 
+import argparse
 import re
 import tempfile
 from pathlib import Path
@@ -22,7 +24,7 @@ from bitsplit import ptq
 from bitsplit.files import user_path
 from bitsplit.progress import progress
 from bitsplit.report.render import Table, write_table
-from bitsplit.report.titles import PAPER_CLASSIFIERS, model_title
+from bitsplit.report.titles import MODEL_TITLES, PAPER_CLASSIFIERS, in_order, model_title
 from bitsplit.runs.experiment import Run
 
 BITS = ("W8A8", "W4A8", "W4A4", "W3A3")
@@ -40,11 +42,17 @@ NOTES = (
 )
 
 
-def cell(name: str, bits: str, images: int, settings: list[str], folder: Path) -> dict:
-    """Sizes, accuracies and times of one network at one pair of bit-widths; its files go into `folder`."""
+def run_of(name: str, bits: str, arguments: argparse.Namespace) -> Run:
     wbits, abits = re.fullmatch(r"W(\d)A(\d)", bits).groups()
-    keys = [f"model={name}", "data=glyphs", f"data.validation_images={images}", f"wbits={wbits}", f"abits={abits}"]
-    run = Run.of(compose("config", [*keys, "method=bitsplit", *settings]))
+    data = ["data=glyphs", f"data.validation_images={arguments.images}"]
+    if arguments.root:
+        data = ["data=imagenet", f"data.root={arguments.root}"]
+    keys = [f"model={name}", *data, f"wbits={wbits}", f"abits={abits}", "method=bitsplit", *arguments.set]
+    return Run.of(compose("config", keys))
+
+
+def cell(run: Run, what: str, folder: Path) -> dict:
+    """Sizes, accuracies and times of one network at one pair of bit-widths; its files go into `folder`."""
     task = run.bench.task
     known = run.bench.known(run.method, run.settings)
     quantized = ptq.quantize(task.module, run.bench.calibration, method=run.method, settings=run.settings, known=known)
@@ -65,13 +73,13 @@ def cell(name: str, bits: str, images: int, settings: list[str], folder: Path) -
     }
     sizes = {"packed": packed, "onnx": paths["float"], "onnx_integer": paths["integer"]}
     return {
-        "model": name,
-        "wbits": int(wbits),
-        "abits": int(abits),
+        "model": task.network.name,
+        "wbits": run.settings.bits.wbits,
+        "abits": run.settings.bits.abits,
         "images": sum(len(labels) for _, labels in batches),
         "float32_bytes": sum(value.numel() * 4 for value in task.module.state_dict().values()),
         **{f"{key}_bytes": path.stat().st_size for key, path in sizes.items()},
-        **compared(networks, batches, f"{name} {bits}"),
+        **compared(networks, batches, what),
         **{f"{form}_ms": value for form, value in milliseconds(paths, one).items()},
     }
 
@@ -98,8 +106,18 @@ def _percent(hits: Tensor) -> float:
     return round(100 * hits.double().mean().item(), 4)
 
 
-def table_of(cells: list[dict]) -> Table:
-    table = pandas.DataFrame(cells)
+def with_earlier(cell: dict, path: Path) -> pandas.DataFrame:
+    """The cells of an earlier run in `path`, in the tables' order, with this one new or in the place of its own."""
+    cells = pandas.concat([pandas.read_csv(path) if path.exists() else None, pandas.DataFrame([cell])])
+    cells = cells.drop_duplicates(["model", "wbits", "abits"], keep="last")
+    order = in_order(cells["model"], MODEL_TITLES)
+    return cells.sort_values(
+        ["model", "wbits", "abits"], key=lambda values: values.map(order.index) if values.name == "model" else -values
+    )
+
+
+def table_of(table: pandas.DataFrame, title: str) -> Table:
+    """`table`: what `cell` returns, a row each; `title`: of the data."""
     shown = pandas.DataFrame(
         {
             "network": table["model"].map(model_title),
@@ -121,26 +139,31 @@ def table_of(cells: list[dict]) -> Table:
         shown[f"ms {title}"] = table[f"{key}_ms"].map("{:.2f}".format)
     same = table["loaded_bit_for_bit"].all()
     loaded = "every loaded network gives the simulation's logits " + ("bit for bit" if same else "NOT bit for bit")
-    caption = f"Quantized networks outside torch on glyphs validation: {loaded}"
+    caption = f"Quantized networks outside torch on {title}: {loaded}"
     return Table(caption, table, shown, heads=2, notes=NOTES)
 
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--networks", nargs="+", choices=PAPER_CLASSIFIERS, default=PAPER_CLASSIFIERS)
+    parser.add_argument("--networks", nargs="+", default=PAPER_CLASSIFIERS, help="default: the paper's four")
     parser.add_argument("--bits", nargs="+", choices=BITS, default=BITS, help="default: all four")
-    parser.add_argument("--images", type=int, default=10_000, help="validation images (default: 10000)")
+    parser.add_argument("--images", type=int, default=10_000, help="glyphs to validate on (default: 10000)")
+    parser.add_argument("--root", type=user_path, help="folder of ImageNet, instead of glyphs: all its images")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further keys of run.py")
     parser.add_argument("--results", type=user_path, default=ROOT / "results", help="folder of the results")
     arguments = parser.parse_args()
     use_one_thread()
-    cells, text = [], ""
+    text = ""
     with configurations(), tempfile.TemporaryDirectory() as scratch:
         for name in arguments.networks:
             for bits in arguments.bits:
-                print(f"{name} {bits} …", flush=True)
-                cells.append(cell(name, bits, arguments.images, arguments.set, Path(scratch)))
-                text = write_table(table_of(cells), arguments.results / "glyphs", "deploy")
+                what = f"{name} {bits}"
+                print(f"{what} …", flush=True)
+                run = run_of(name, bits, arguments)
+                measured, data = cell(run, what, Path(scratch)), run.bench.task.data
+                folder = arguments.results / data.name
+                table = table_of(with_earlier(measured, folder / "deploy.csv"), data.title)
+                text = write_table(table, folder, "deploy")
     print(text)
 
 
