@@ -55,6 +55,48 @@ class DetectorModule(nn.Module):
         # As in an evaluation, so that the mask head sees detections and not the many proposals.
         return self.detector.predict(images, samples, rescale=False)
 
+    def graph(self, images: Tensor) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """The part of the detector that is a graph of tensors, for other runtimes, and its inputs for these images."""
+        graph = RawDetector(self.detector)
+        return graph, (images, *graph.example_regions(images))
+
+
+class RawDetector(nn.Module):
+    """Backbone, neck and heads of an mmdet detector with their raw outputs, without the choice of boxes.
+
+    forward(images) gives the class scores and box shifts of each level of the pyramid. A two-stage detector takes
+    besides what RoI alignment has cut out of the levels for its second stage: features (regions, C, H, W) for the box
+    head and, where it has masks, for the mask head. All numbers of regions are independent of each other.
+    """
+
+    def __init__(self, detector: nn.Module):
+        super().__init__()
+        self.detector = detector
+
+    def forward(
+        self, images: Tensor, box_features: Tensor | None = None, mask_features: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        detector = self.detector
+        first = detector.rpn_head if detector.with_rpn else detector.bbox_head
+        scores, shifts = first(detector.extract_feat(images))
+        outputs = {f"scores_{level}": values for level, values in enumerate(scores)}
+        outputs |= {f"shifts_{level}": values for level, values in enumerate(shifts)}
+        if box_features is not None:
+            outputs["box_scores"], outputs["box_shifts"] = detector.roi_head.bbox_head(box_features)
+        if mask_features is not None:
+            outputs["mask_logits"] = detector.roi_head.mask_head(mask_features)
+        return outputs
+
+    def example_regions(self, images: Tensor) -> list[Tensor]:
+        """Features of the second stage in the right shapes, of two more regions each than there are images."""
+        roi_head = getattr(self.detector, "roi_head", None)
+        extractors = [roi_head.bbox_roi_extractor] if roi_head else []
+        extractors += [roi_head.mask_roi_extractor] if roi_head and roi_head.with_mask else []
+        return [
+            images.new_zeros(len(images) + more, extractor.out_channels, *extractor.roi_layers[0].output_size)
+            for more, extractor in enumerate(extractors, 1)
+        ]
+
 
 @dataclass
 class DetectorNetwork(Network):

@@ -29,8 +29,12 @@ def export_onnx(qmodel: nn.Module, path: str | Path, example: Tensor | tuple[Ten
     """Writes what `bitsplit.quantize` has returned as an ONNX file (opset 21) with integer weights.
 
     example: images (N, C, H, W), or the tuple of all that the network's forward takes; the first dimension of each is
-    the batch, which stays free in the file. Weights of 2 to 4 bits are INT4 initializers, of 5 to 8 bits INT8; layers
-    left in floating point stay so. Batch-norm behind a quantized layer is folded into its scales and its bias.
+    the batch, which stays free in the file. Outputs in a dict keep their names. Weights of 2 to 4 bits are INT4
+    initializers, of 5 to 8 bits INT8; layers left in floating point stay so. Batch-norm behind a quantized layer is
+    folded into its scales and its bias.
+
+    A network with a method `graph` is written as the module and the inputs that it returns for the images: a detector
+    as backbone, neck and heads with their raw outputs, for the choice of boxes is more than a graph of tensors.
 
     form: "float" dequantizes codes and runs each layer in floating point, as the simulation does. "integer" multiplies
     the codes themselves (ConvInteger, MatMulInteger) and rescales the sums, in every layer that reads codes of one
@@ -45,12 +49,14 @@ def export_onnx(qmodel: nn.Module, path: str | Path, example: Tensor | tuple[Ten
     path = user_path(str(path))
     check_writable(path.parent, "give another path")
     inputs = _examples(example)
-    network = _traceable(qmodel, inputs)
+    if hasattr(qmodel, "graph"):
+        qmodel, inputs = qmodel.graph(*inputs)
+    network, names = _traceable(qmodel, inputs)
     with onnx_packages(), progress(None, "ONNX export", total=3) as bar:
         import onnx
         import onnx_ir as ir
 
-        model = _traced(network, inputs)
+        model = _traced(network, inputs, names)
         bar.update()
         _write_codes(model, network, form)
         bar.update()
@@ -68,22 +74,23 @@ def _examples(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.cat([values, values]) if len(values) == 1 else values for values in (x.cpu() for x in inputs))
 
 
-def _traceable(qmodel: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """A copy of `qmodel` for the tracer, known to run on the inputs."""
+def _traceable(qmodel: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, list[str] | None]:
+    """A copy of `qmodel` for the tracer, known to run on the inputs, and the names of its outputs where it has any."""
     layers = [module for module in qmodel.modules() if isinstance(module, QuantizedLayer)]
     if not layers:
         raise InputError("the network has no quantized layer: give what bitsplit.quantize has returned")
     if any(layer.layer.weight.dtype != torch.float32 for layer in layers):
         raise InputError("ONNX quantizes single precision alone: export qmodel.float(), and give a float32 example")
     try:
-        qmodel(*(x.to(layers[0].layer.weight.device) for x in inputs))
+        outputs = qmodel(*(x.to(layers[0].layer.weight.device) for x in inputs))
     except Exception as error:  # whatever a network may raise
         raise InputError(f"the network does not run on the example: {one_line(error)[:_SHOWN]}") from error
-    return symbolic_copy(qmodel)
+    return symbolic_copy(qmodel), list(outputs) if isinstance(outputs, dict) else None
 
 
-def _traced(network: nn.Module, inputs: tuple[Tensor, ...]) -> "ir.Model":
-    batch = torch.export.Dim("batch")
+def _traced(network: nn.Module, inputs: tuple[Tensor, ...], names: list[str] | None) -> "ir.Model":
+    sizes = list(dict.fromkeys(len(x) for x in inputs))  # inputs of one size in the example have it always
+    batch = {size: torch.export.Dim(f"batch{place or ''}") for place, size in enumerate(sizes)}
     try:
         with _silenced():
             program = torch.onnx.export(
@@ -91,7 +98,8 @@ def _traced(network: nn.Module, inputs: tuple[Tensor, ...]) -> "ir.Model":
                 inputs,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                output_names=names,
+                dynamic_shapes=tuple({0: batch[len(x)]} for x in inputs),
                 optimize=False,  # it merges what must stay apart
                 verbose=False,
             )
