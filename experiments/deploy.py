@@ -4,7 +4,7 @@ Command:  make deploy   (or: python experiments/deploy.py [--networks resnet18] 
           ImageNet: python experiments/deploy.py --networks efficientnet_lite0 --root FOLDER)
 Data:     glyphs, embedded, or a folder of ImageNet; needs the extra `onnx`
 Expected: 2 hours for the four networks on 2 cores; bit-split with the settings of the tables
-Writes:   results/<data>/deploy.md, .csv and .tex, anew after each cell; rows of other cells stay
+Writes:   results/glyphs/deploy.md, .csv and .tex (or in the folder of the data); rows of other cells stay
 """
 
 import argparse

@@ -1,14 +1,13 @@
 """The table of rivals, from their records alone."""
 
-import base64
-from statistics import NormalDist
-
 import numpy as np
 import pandas
 
+from bitsplit.report.paired import paired_difference
 from bitsplit.report.render import Table
 from bitsplit.report.texts import bits_text, number_text, signed
 from bitsplit.report.titles import METHOD_TITLES, MODEL_TITLES, model_title
+from bitsplit.tasks.answers import right_answers
 
 OURS = "bitsplit_plus"  # what every other row is compared with, as it is shipped: batch-norm left alone
 TITLES = METHOD_TITLES | {
@@ -22,21 +21,8 @@ TITLES = METHOD_TITLES | {
 BATCH_NORM = {"none": "trained", "after": "re-estimated after", "before": "re-estimated first"}
 
 
-def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Top-1 of ours minus theirs on the same images, in points, and half the width of its 95% interval.
-
-    ours, theirs: for each image, whether the network is right. With b images that ours alone has right and c that
-    theirs alone has right, of n, the difference is (b − c)/n and its standard error √(b + c − (b − c)²/n)/n (Wald).
-    """
-    n, b, c = len(ours), np.sum(ours & ~theirs), np.sum(~ours & theirs)
-    error = np.sqrt(b + c - (b - c) ** 2 / n) / n
-    return float(100 * (b - c) / n), float(100 * NormalDist().inv_cdf(0.975) * error)
-
-
-def right_answers(record: dict) -> np.ndarray:
-    """For each image whether the record's network is right."""
-    packed = np.frombuffer(base64.b64decode(record["correct"]), np.uint8)
-    return np.unpackbits(packed, count=record["metrics"]["images"]).astype(bool)
+def _right(record: dict) -> np.ndarray:
+    return right_answers(record["metrics"]["correct"], record["metrics"]["images"])
 
 
 def rival_cells(records: list[dict]) -> pandas.DataFrame:
@@ -51,7 +37,8 @@ def rival_cells(records: list[dict]) -> pandas.DataFrame:
             row |= {key: record["metrics"][key] for key in ("top1", "agreement", "logits_snr_db", "images")}
             row["thread_seconds"] = record["thread_seconds"]
         if "metrics" in record and base is not None and base["metrics"]["images"] == row["images"]:
-            row["ours_minus_theirs"], row["interval"] = paired_difference(right_answers(base), right_answers(record))
+            difference = paired_difference(_right(base), _right(record))
+            row["ours_minus_theirs"], row["interval"] = difference.points, difference.interval
             row["seconds_of_ours"] = record["thread_seconds"] / base["thread_seconds"]
         rows.append(row)
     numbers = ("top1", "agreement", "logits_snr_db", "images", "thread_seconds", "ours_minus_theirs", "interval")

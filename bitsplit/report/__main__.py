@@ -1,4 +1,4 @@
-"""The command line: python -m bitsplit.report [table|figures] [data]."""
+"""The command line: python -m bitsplit.report [table|figures] [data], or compare FIRST SECOND."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 from bitsplit.data.console import prepare_console
 from bitsplit.errors import InputError, one_line
 from bitsplit.files import user_path
+from bitsplit.report.paired import compare
 from bitsplit.report.records import read_records
 from bitsplit.report.tables import TABLES, write_tables
 
@@ -19,13 +20,27 @@ def main() -> int:
         description="Write the tables under results/ from its records; runs nothing.",
     )
     parser.add_argument(
-        "what", nargs="?", choices=(*TABLES, "figures"), help="print this table as well, or draw the figures instead"
+        "what",
+        nargs="?",
+        choices=(*TABLES, "figures", "compare"),
+        help="print this table as well, or draw the figures instead, or compare two records image by image",
     )
-    parser.add_argument("data", nargs="?", default="", help="of this data set only, for example glyphs or imagenet")
+    parser.add_argument(
+        "of",
+        nargs="*",
+        help="this data set only, for example glyphs or imagenet; of compare: two files of results/<data>/runs",
+    )
     parser.add_argument("--results", type=user_path, default=Path("results"), help="folder of the records")
     arguments = parser.parse_args()
     try:
-        for text in write_report(arguments.what, arguments.data, arguments.results):
+        if arguments.what == "compare":
+            if len(arguments.of) != 2:
+                raise InputError("compare takes two records: two files of results/<data>/runs")
+            print(compare(*map(user_path, arguments.of)))
+            return 0
+        if len(arguments.of) > 1:
+            raise InputError(f"give one data set; got {' '.join(arguments.of)}")
+        for text in write_report(arguments.what, "".join(arguments.of), arguments.results):
             print(text)
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -13,7 +13,7 @@ from bitsplit.files import facts_digest, write_text
 _NUMBER, _TEXT, _COUNT = {"type": "number"}, {"type": "string"}, {"type": "integer", "minimum": 0}
 _METRICS = {
     "type": "object",
-    "properties": {"images": _COUNT, "skipped": _COUNT},
+    "properties": {"images": _COUNT, "skipped": _COUNT, "correct": _TEXT},
     "required": ["images", "skipped"],
     "additionalProperties": {"type": ["number", "null"]},
 }

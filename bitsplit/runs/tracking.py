@@ -39,7 +39,8 @@ class WandB:
         )
         try:
             for network, metrics in run["metrics"].items():
-                tracked.summary.update({f"{network}/{name}": value for name, value in metrics.items()})
+                numbers = {name: value for name, value in metrics.items() if name != "correct"}
+                tracked.summary.update({f"{network}/{name}": value for name, value in numbers.items()})
             tracked.summary.update({f"seconds/{phase}": value for phase, value in run["seconds"].items()})
             layers = pandas.DataFrame(run["layers"]).astype({"shape": str})
             logged = {"layers": wandb.Table(dataframe=layers)}

@@ -12,6 +12,7 @@ from bitsplit.errors import InputError
 from bitsplit.networks.network import Network
 from bitsplit.progress import progress
 from bitsplit.settings import Layers
+from bitsplit.tasks.answers import packed_answers
 from bitsplit.tasks.predictions import Predictions, kept_predictions
 
 EVALUATION_PIXELS = 2**20  # a batch, so that one layer's feature maps stay in a CPU's cache
@@ -85,7 +86,8 @@ class Classification:
 
 def metrics(logits: Tensor, labels: Tensor, reference: Tensor, skipped: int) -> dict:
     """Percentages top1 and top5 (None without labels), agreement of the top-1 class with the reference network's, the
-    logits' signal-to-noise ratio in dB against the reference (None where they are equal), and counts of images."""
+    logits' signal-to-noise ratio in dB against the reference (None where they are equal), counts of images and, with
+    labels, which of them are right (`packed_answers`)."""
     top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = (top5 == labels.unsqueeze(1)).double()
     labelled = bool((labels >= 0).all())
@@ -99,4 +101,5 @@ def metrics(logits: Tensor, labels: Tensor, reference: Tensor, skipped: int) -> 
         else None,
         "images": len(labels),
         "skipped": skipped,
+        **({"correct": packed_answers(hits[:, 0].bool().numpy())} if labelled else {}),
     }

@@ -1,7 +1,5 @@
 """`experiments/rivals.py`: its table from records alone, its command line, and rivals' integers in our network."""
 
-import base64
-import itertools
 import json
 import subprocess
 import sys
@@ -11,28 +9,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, environment, experiment
-from scipy.stats import multinomial, norm
 from small_networks import BATCHES
 
 sys.path.insert(0, str(ROOT / "experiments"))
 from rival_problem import Problem, codes_on_grid  # noqa: E402
 from rivals import Cell, records  # noqa: E402
-from rivals_table import paired_difference, rivals_table  # noqa: E402
+from rivals_table import rivals_table  # noqa: E402
 
 from bitsplit.layers.quantized import QuantizedLayer  # noqa: E402
-
-
-def test_the_interval_is_that_of_the_exact_distribution():
-    """Of all outcomes of so few images, each with its probability: the difference's own standard deviation."""
-    ours = np.array([1, 1, 1, 1, 1, 1, 0, 0, 1, 0, 1, 1], bool)
-    theirs = np.array([1, 1, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1], bool)
-    n, shares = len(ours), [3 / 12, 1 / 12, 8 / 12]  # right by ours alone, by theirs alone, by both or none
-    outcomes = [(b, c, n - b - c) for b, c in itertools.product(range(n + 1), repeat=2) if b + c <= n]
-    weights = np.array([multinomial.pmf(outcome, n, shares) for outcome in outcomes])
-    differences = np.array([100 * (b - c) / n for b, c, _ in outcomes])
-    mean = weights @ differences
-    deviation = np.sqrt(weights @ (differences - mean) ** 2)
-    assert paired_difference(ours, theirs) == pytest.approx((mean, norm.ppf(0.975) * deviation))
+from bitsplit.tasks.answers import packed_answers  # noqa: E402
 
 
 def cell(rival: str, batch_norm: str, right: np.ndarray | None, seconds: float = 0.0) -> dict:
@@ -42,8 +27,7 @@ def cell(rival: str, batch_norm: str, right: np.ndarray | None, seconds: float =
         return head | {"reason": "it needs a GPU"}
     metrics = {"top1": 100 * right.mean(), "agreement": 90.0, "logits_snr_db": 20.0, "images": len(right)}
     return head | {
-        "metrics": metrics,
-        "correct": base64.b64encode(np.packbits(right)).decode(),
+        "metrics": metrics | {"correct": packed_answers(right)},
         "thread_seconds": seconds,
     }
 

@@ -1,0 +1,93 @@
+"""Two networks on the same images, compared image by image: difference, interval and McNemar's exact test."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+
+from bitsplit.errors import InputError
+from bitsplit.report import record
+from bitsplit.report.titles import method_title, model_title
+from bitsplit.tasks.answers import right_answers
+
+_CONFIDENCE = 0.975  # two-sided 95%
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Top-1 of the first minus top-1 of the second network, in points; `interval` is half the width of its 95%
+    interval, `first_only` and `second_only` are the images that one alone has right."""
+
+    points: float
+    interval: float
+    first_only: int
+    second_only: int
+
+    @property
+    def verdict(self) -> str:
+        """Of the first: above, below, or level where the difference lies inside its interval."""
+        if abs(self.points) <= self.interval:
+            return "level"
+        return "above" if self.points > 0 else "below"
+
+    @property
+    def p(self) -> float:
+        """McNemar's exact test: how often two equally good networks are at least as far apart on the images that one
+        alone has right."""
+        from scipy.stats import binomtest  # takes longer to load than everything else here
+
+        discordant = self.first_only + self.second_only
+        return float(binomtest(self.first_only, discordant).pvalue) if discordant else 1.0
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray) -> PairedDifference:
+    """first, second (images,): whether each network is right.
+
+    With b images that the first alone has right and c that the second alone has right, of n, the difference is
+    (b − c)/n and its standard error √(b + c − (b − c)²/n)/n (Wald).
+
+    >>> paired_difference(np.array([True, True, False, True]), np.array([True, False, False, True])).points
+    25.0
+    """
+    n, b, c = len(first), int(np.sum(first & ~second)), int(np.sum(~first & second))
+    error = (b + c - (b - c) ** 2 / n) ** 0.5 / n
+    return PairedDifference(100 * (b - c) / n, 100 * NormalDist().inv_cdf(_CONFIDENCE) * error, b, c)
+
+
+def compare(first: Path, second: Path) -> str:
+    """What `python -m bitsplit.report compare FIRST SECOND` prints of two records of the same images.
+
+    Raises InputError for what is no record, does not say which images were right, or was measured on other images.
+    """
+    runs = [_classified(path) for path in (first, second)]
+    places = [(run["data"]["name"], run["data"]["title"], run["metrics"]["quantized"]["skipped"]) for run in runs]
+    if places[0] != places[1]:
+        raise InputError(f"the records are of different images: {places[0][1]}, and {places[1][1]}")
+    networks = {_title(run): run["metrics"]["quantized"] for run in runs}
+    networks |= {f"{model_title(run['model'])} in floating point": run["metrics"]["fp32"] for run in runs}
+    images = {title: right_answers(metrics["correct"], metrics["images"]) for title, metrics in networks.items()}
+    lines = [runs[0]["data"]["title"]]
+    lines += [f"  {title}: top-1 {100 * right.mean():.2f}" for title, right in images.items()]
+    titles = list(images)
+    pairs = [(titles[0], other) for other in titles[1:]] + [(titles[1], other) for other in titles[2:]]
+    for one, other in pairs:
+        difference = paired_difference(images[one], images[other])
+        lines.append(
+            f"{one} minus {other}: {difference.points:+.2f} ± {difference.interval:.2f} points, {difference.verdict} "
+            f"(right alone {difference.first_only} and {difference.second_only}, p = {difference.p:.2g})"
+        )
+    return "\n".join(lines)
+
+
+def _classified(path: Path) -> dict:
+    if not path.is_file() or (run := record.read(path)) is None:
+        raise InputError(f"{path} is no record; give two files of results/<data>/runs")
+    if "correct" not in run["metrics"]["quantized"]:
+        raise InputError(f"{path} does not say which images were right: run its cell again with force=true")
+    return run
+
+
+def _title(run: dict) -> str:
+    seed, variant = f" seed {run['seed']}" if run["seed"] else "", f" {run['variant']}" if run["variant"] else ""
+    return f"{model_title(run['model'])} {method_title(run['method'])} W{run['wbits']}A{run['abits']}{seed}{variant}"
