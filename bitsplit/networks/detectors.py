@@ -77,7 +77,7 @@ class RawDetector(nn.Module):
         self, images: Tensor, box_features: Tensor | None = None, mask_features: Tensor | None = None
     ) -> dict[str, Tensor]:
         detector = self.detector
-        first = detector.rpn_head if detector.with_rpn else detector.bbox_head
+        first = detector.rpn_head if hasattr(detector, "rpn_head") else detector.bbox_head
         scores, shifts = first(detector.extract_feat(images))
         outputs = {f"scores_{level}": values for level, values in enumerate(scores)}
         outputs |= {f"shifts_{level}": values for level, values in enumerate(shifts)}

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from conftest import SMALL as SMALL_RUN
 from onnx_runs import initializer_types
 from small_networks import SMALL
 
@@ -73,7 +74,7 @@ def test_onnxruntime_gives_the_raw_outputs(quantized, tmp_path, name, form):
     bitsplit.export_onnx(qmodel, tmp_path / "detector.onnx", images, form)
     types = initializer_types(tmp_path / "detector.onnx")
     layers = qmodel.report
-    assert types["INT4"] == (layers["wbits"] == 4).sum() and types["INT8"] >= (layers["wbits"] == 8).sum()
+    assert types["INT4"] == (layers["wbits"] == 4).sum()
 
     more = torch.cat([images, images.flip(3)])
     generator = torch.Generator().manual_seed(0)
@@ -105,12 +106,15 @@ def test_a_run_saves_writes_onnx_and_evaluates_again(command, config_of, coco_ro
     from bitsplit.networks.weights import shipped
 
     chosen = ["model=retinanet", f"model.config={config_of('retinanet')}", "data=coco", f"data.root={coco_root}"]
-    chosen += [f"model.weights={shipped('retinanet_glyphs.safetensors')}", "calibration.batches=2"]
+    chosen += [f"model.weights={shipped('retinanet_glyphs.safetensors')}", *SMALL_RUN]
     files = {key: tmp_path / f"detector.{key}" for key in ("save", "onnx", "html")}
     made = command(*chosen, "wbits=4", "abits=8", *(f"{key}={path}" for key, path in files.items()))
     assert made.returncode == 0, made.stderr
     assert all(path.stat().st_size for path in files.values())
     again = command(*chosen, f"evaluate={files['save']}")
     assert again.returncode == 0, again.stderr
-    shown = [line for line in made.stdout.splitlines() if "AP" in line]
-    assert shown and [line for line in again.stdout.splitlines() if "AP" in line] == shown
+    precisions = [
+        [line.split()[-3:] for line in done.stdout.splitlines() if line.strip().startswith("quantized")]
+        for done in (made, again)
+    ]
+    assert len(precisions[0]) == 1 and precisions[0] == precisions[1]
