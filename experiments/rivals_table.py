@@ -3,11 +3,11 @@
 import numpy as np
 import pandas
 
+from bitsplit.answers import right_answers
 from bitsplit.report.paired import paired_difference
 from bitsplit.report.render import Table
 from bitsplit.report.texts import bits_text, number_text, signed
 from bitsplit.report.titles import METHOD_TITLES, MODEL_TITLES, model_title
-from bitsplit.tasks.answers import right_answers
 
 OURS = "bitsplit_plus"  # what every other row is compared with, as it is shipped: batch-norm left alone
 TITLES = METHOD_TITLES | {

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from forked_commands import Ended, ForkedCommands
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
@@ -86,15 +87,21 @@ def pytest_configure(config):
         config.pluginmanager.register(OneThread())
 
 
-@pytest.fixture
-def command(tmp_path):
-    """Runs `python run.py ARGUMENTS` with its records under tmp_path/results; returns the finished process."""
+@pytest.fixture(scope="session")
+def forked_commands():
+    with ForkedCommands(environment()) as commands:
+        yield commands
 
-    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
-        line = [sys.executable, str(ROOT / "run.py"), *arguments, f"results={tmp_path / 'results'}"]
+
+@pytest.fixture
+def command(tmp_path, forked_commands):
+    """Runs `python run.py ARGUMENTS` with its records under tmp_path/results; returns how it ended."""
+
+    def run(*arguments: str, **variables: str) -> Ended:
+        line = [*arguments, f"results={tmp_path / 'results'}"]
         if "--help" not in arguments:
             line.append("logger=none")
-        return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment(**variables), timeout=300)
+        return forked_commands.run(line, ROOT, **variables)
 
     return run
 

@@ -1,6 +1,6 @@
-"""Whole commands without their two seconds of imports: `run.py` as the main program of a forked child for each line.
+"""Whole commands without their two seconds of imports: `run.py` as the main program of a forked child for each.
 
-As a script it reads lists of arguments from stdin, one in JSON a line, and prints the outcome of each.
+As a script it reads from stdin, one in JSON a line, what to run where, and prints the outcome of each in a line.
 """
 
 import gc
@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
 ROOT = Path(__file__).resolve().parents[1]
-_SECONDS = 60  # for one command
+_SECONDS = 300  # for one command
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,39 @@ class Ended:
     stderr: str
 
 
-def run_commands(lines: list[list[str]], cwd: Path, environment: dict[str, str]) -> list[Ended]:
-    """What `python run.py ARGUMENTS` does for each of `lines`, one after the other."""
-    given = "".join(f"{json.dumps(line)}\n" for line in lines)
-    script = [sys.executable, __file__]
-    done = subprocess.run(script, input=given, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [Ended(*outcome) for outcome in json.loads(done.stdout)]
+class ForkedCommands:
+    """A process with everything imported, in which commands are run one after the other until the `with` ends."""
+
+    def __init__(self, environment: dict[str, str]):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._environment = environment
+        self._process = subprocess.Popen([sys.executable, __file__], env=environment, text=True, **pipes)
+
+    def __enter__(self) -> "ForkedCommands":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._process.communicate()
+
+    def run(self, arguments: Iterable[str], cwd: Path, **variables: str) -> Ended:
+        """What `python run.py ARGUMENTS` does in the folder `cwd`, with these variables in the environment."""
+        wanted = {"arguments": list(arguments), "cwd": str(cwd), "environment": self._environment | variables}
+        self._process.stdin.write(json.dumps(wanted) + "\n")
+        self._process.stdin.flush()
+        outcome = self._process.stdout.readline()
+        assert outcome, f"the process that forks has ended: {self._process.wait()}"
+        return Ended(**json.loads(outcome))
 
 
-def _run(arguments: list[str]) -> Ended:
+def _run(arguments: list[str], cwd: str, environment: dict[str, str]) -> Ended:
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         if (child := os.fork()) == 0:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(stdout.fileno(), 1)
             os.dup2(stderr.fileno(), 2)
+            os.chdir(cwd)
+            os.environ.clear()
+            os.environ.update(environment)
             _become(arguments)
         _, status = os.waitpid(child, 0)
         texts = []
@@ -75,6 +95,7 @@ def _become(arguments: list[str]) -> None:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     runpy.run_path(str(ROOT / "run.py"), run_name="imported")
+    import bitsplit.networks.narrow
     import bitsplit.runs.experiment
     import bitsplit.tasks.classification  # noqa: F401
 
@@ -82,5 +103,5 @@ if __name__ == "__main__":
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         compose("config", ["data=glyphs", "wbits=4"])
     gc.freeze()  # or the children's collectors would copy the parent's memory
-    ended = [_run(json.loads(line)) for line in sys.stdin.read().splitlines()]
-    print(json.dumps([list(vars(one).values()) for one in ended]))
+    for line in sys.stdin:
+        print(json.dumps(vars(_run(**json.loads(line)))), flush=True)

@@ -6,10 +6,10 @@ from statistics import NormalDist
 
 import numpy as np
 
+from bitsplit.answers import right_answers
 from bitsplit.errors import InputError
 from bitsplit.report import record
 from bitsplit.report.titles import method_title, model_title
-from bitsplit.tasks.answers import right_answers
 
 _CONFIDENCE = 0.975  # two-sided 95%
 

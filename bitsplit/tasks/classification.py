@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bitsplit.answers import packed_answers
 from bitsplit.errors import InputError
 from bitsplit.networks.network import Network
 from bitsplit.progress import progress
 from bitsplit.settings import Layers
-from bitsplit.tasks.answers import packed_answers
 from bitsplit.tasks.predictions import Predictions, kept_predictions
 
 EVALUATION_PIXELS = 2**20  # a batch, so that one layer's feature maps stay in a CPU's cache

@@ -112,6 +112,7 @@ def test_a_network_on_resnet50_from_images_to_average_precision(command, tmp_pat
         "data=coco",
         f"data.root={TINY_COCO}",
         *SMALL,
+        "method=tflite",  # seconds where bit-split takes a minute
     )
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "results").rglob("*.json")

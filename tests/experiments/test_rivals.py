@@ -16,8 +16,8 @@ from rival_problem import Problem, codes_on_grid  # noqa: E402
 from rivals import Cell, records  # noqa: E402
 from rivals_table import rivals_table  # noqa: E402
 
+from bitsplit.answers import packed_answers  # noqa: E402
 from bitsplit.layers.quantized import QuantizedLayer  # noqa: E402
-from bitsplit.tasks.answers import packed_answers  # noqa: E402
 
 
 def cell(rival: str, batch_norm: str, right: np.ndarray | None, seconds: float = 0.0) -> dict:

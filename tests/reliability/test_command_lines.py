@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL, composed, environment, trials
-from forked_commands import run_commands
+from forked_commands import ForkedCommands
 from omegaconf import DictConfig
 
 GROUPS = ("data=glyphs", "data=imagenet", "data=folder", "model=vgg16_bn", "method=lapq", "method=aciq")
@@ -100,7 +100,8 @@ def test_generated_command_lines_end_in_one_line_or_well(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "cwd").mkdir()
     lines = generated(random.Random(0), tmp_path / "results", trials(100))
-    ended = run_commands(lines, tmp_path / "cwd", environment())
+    with ForkedCommands(environment()) as commands:
+        ended = [commands.run(line, tmp_path / "cwd") for line in lines]
     for one in ended:
         said = one.stderr.splitlines()
         assert one.returncode in (0, 2, 130), one

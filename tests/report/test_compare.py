@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from records import make_run, report, write_runs
 from scipy.stats import binom, multinomial, norm
 
+from bitsplit.answers import packed_answers, right_answers
 from bitsplit.report.paired import paired_difference
-from bitsplit.tasks.answers import packed_answers, right_answers
 
 
 def test_the_interval_is_that_of_the_exact_distribution():
