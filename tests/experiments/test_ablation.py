@@ -10,7 +10,7 @@ SMALLER = ("calibration.scale_batches=2", "calibration.lockstep_batches=2", "cal
 
 @pytest.mark.slow
 def test_a_small_ablation_writes_its_table_and_keeps_its_cells(tmp_path):
-    rows = ("bit-split", "+ zero points: plus")
+    rows = ("bit-split", "bit-split, lattice")
     arguments = ("--networks", "resnet18", "--rows", *rows, "--seeds", "0", "1", "--results", str(tmp_path))
     keys = ("--set", *SMALL, *SMALLER, "calibration.patches=300", "batch_norm.batches=2")
     done = experiment("ablation", *arguments, *keys)
