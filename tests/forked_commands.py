@@ -13,6 +13,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,11 @@ if __name__ == "__main__":
     import bitsplit.networks.narrow
     import bitsplit.runs.experiment
     import bitsplit.tasks.classification  # noqa: F401
+    from bitsplit.errors import InputError
+    from bitsplit.networks.detectors import require_mmdet
+
+    with suppress(InputError):  # where the extra is not installed
+        require_mmdet()
 
     # Hydra then knows its plugins, and its grammar is in memory.
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -29,7 +29,7 @@ from bitsplit.settings import Settings
 
 # The house from the ground up. A file imports from lower floors, or from its own.
 FLOORS = (
-    ("errors", "files", "kept", "grid", "layout", "progress", "settings", "vision"),
+    ("answers", "errors", "files", "kept", "grid", "layout", "progress", "settings", "vision"),
     ("solver",),
     ("layers",),
     ("statistics",),

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc"),
 ]
 CELLS = ["-m", "data=glyphs", "data.validation_images=100", *SMALL, "method=tflite", "wbits=4,8", "logger=none"]
-SIGNALS = trials(2)  # to each kind of sweep
+SIGNALS = trials(1)  # to each kind of sweep
 # How long a sweep takes, compared with one through the basic launcher that draws its images first.
 DURATIONS = {("basic", "cold"): 1, ("basic", "warm"): 0.6, ("joblib", "cold"): 1.6, ("joblib", "warm"): 0.9}
 
