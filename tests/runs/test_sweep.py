@@ -145,6 +145,16 @@ def test_local_ray_sweep(tmp_path, uninterrupted):
     assert outcomes(results) == uninterrupted
 
 
+def test_a_sweep_of_submitit_jobs(tmp_path, uninterrupted):
+    """Slurm's jobs, as processes of this machine."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra `slurm`")
+    results = tmp_path / "results"
+    arguments = line(results, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5")
+    done = subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 cells run" in done.stdout and outcomes(results) == uninterrupted
+
+
 def test_a_launcher_that_is_not_installed_says_how(tmp_path):
     """An import hook that hides the plugins stands for an environment without the extras."""
     script = tmp_path / "without_plugins.py"
