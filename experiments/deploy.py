@@ -126,17 +126,17 @@ def table_of(table: pandas.DataFrame, title: str) -> Table:
             "float32": table["float32_bytes"].map("{:,.0f}".format),
         }
     )
-    for key, title in {"packed": "packed", "onnx": "ONNX"}.items():
+    for key, heading in {"packed": "packed", "onnx": "ONNX"}.items():
         sizes, ratios = table[f"{key}_bytes"], table[f"{key}_bytes"] / table["float32_bytes"]
-        shown[title] = [f"{size:,} ({ratio:.3f})" for size, ratio in zip(sizes, ratios, strict=True)]
+        shown[heading] = [f"{size:,} ({ratio:.3f})" for size, ratio in zip(sizes, ratios, strict=True)]
     for key in ("float32", "simulated", "loaded", "onnx", "onnx_integer"):
         shown[f"top-1 {key.replace('onnx_', '').replace('onnx', 'ONNX')}"] = table[f"{key}_top1"].map("{:.2f}".format)
     for key in ("onnx", "onnx_integer"):
         shown[f"agreement {key.replace('onnx_', '').replace('onnx', 'ONNX')}"] = table[f"{key}_agreement"].map(
             "{:.2f}".format
         )
-    for key, title in {"float32": "float32", "float": "ONNX", "integer": "integer"}.items():
-        shown[f"ms {title}"] = table[f"{key}_ms"].map("{:.2f}".format)
+    for key, heading in {"float32": "float32", "float": "ONNX", "integer": "integer"}.items():
+        shown[f"ms {heading}"] = table[f"{key}_ms"].map("{:.2f}".format)
     same = table["loaded_bit_for_bit"].all()
     loaded = "every loaded network gives the simulation's logits " + ("bit for bit" if same else "NOT bit for bit")
     caption = f"Quantized networks outside torch on {title}: {loaded}"
