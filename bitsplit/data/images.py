@@ -18,7 +18,7 @@ from bitsplit.errors import InputError
 LARGEST_RESIZE = 4096
 _MEMORY = 2**30  # bytes of decoded images that are kept
 # Said outright: inside joblib's workers the default is a method of its own, in which no further process can start.
-_START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"])
 
 
@@ -97,7 +97,7 @@ class ImageBatches:
             num_workers=min(available_cores(), 8),
             drop_last=drop_last,
             collate_fn=_readable_only,
-            multiprocessing_context=_START_METHOD,
+            multiprocessing_context=START_METHOD,
         )
 
     def __len__(self) -> int:

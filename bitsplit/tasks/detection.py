@@ -3,16 +3,20 @@
 import contextlib
 import io
 import json
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from bitsplit.data.coco import Scenes
+from bitsplit.data.images import START_METHOD
+from bitsplit.data.processes import available_cores
 from bitsplit.errors import InputError
 from bitsplit.networks.detectors import DetectorModule, DetectorNetwork, quiet
 from bitsplit.progress import progress
@@ -87,7 +91,6 @@ class Detection:
         """Detections on the validation scenes as COCO's result files in `folder`, by kind: "bbox", and "segm" where the
         detector has masks."""
         from mmdet.evaluation import CocoMetric
-        from mmengine.dataset import pseudo_collate
 
         dataset = self.dataset(self._validation)
         kinds = ["bbox", "segm"] if getattr(module.detector, "with_mask", False) else ["bbox"]
@@ -96,8 +99,8 @@ class Detection:
                 str(self._validation.annotations), kinds, format_only=True, outfile_prefix=str(folder / "detections")
             )
         metric.dataset_meta = dataset.metainfo
-        for start in progress(range(0, len(dataset), IMAGES), what):
-            batch = pseudo_collate([read_image(dataset, i) for i in range(start, min(start + IMAGES, len(dataset)))])
+        batches = scene_batches(dataset, range(len(dataset)), IMAGES)
+        for batch in progress(batches, what, total=math.ceil(len(dataset) / IMAGES)):
             metric.process(batch, [sample.to_dict() for sample in module.detector.test_step(batch)])
         with quiet():
             metric.evaluate(len(dataset))
@@ -172,11 +175,8 @@ class CalibrationScenes:
         return [self._scenes.paths[index] for index in self._order]
 
     def __iter__(self) -> Iterator[Tensor]:
-        from mmengine.dataset import pseudo_collate
-
         preprocessor = self._task.module.detector.data_preprocessor
-        for chosen in self._order.reshape(-1, self.batch_size):
-            batch = pseudo_collate([read_image(self._dataset, int(index)) for index in chosen])
+        for batch in scene_batches(self._dataset, self._order.tolist(), self.batch_size):
             yield preprocessor(batch, False)["inputs"]
 
     @cached_property
@@ -186,6 +186,35 @@ class CalibrationScenes:
 
 def _by_image(annotations) -> dict[int, list[dict]]:
     return {index: annotations.loadAnns(annotations.getAnnIds(imgIds=[index])) for index in annotations.imgs}
+
+
+class _OrderedScenes(Dataset):
+    """Images of an mmdet data set in an order; one that is damaged gives its InputError in the place of itself."""
+
+    def __init__(self, dataset, order: Sequence[int]):
+        self._dataset, self._order = dataset, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, place: int) -> dict | InputError:
+        try:
+            return read_image(self._dataset, self._order[place])
+        except InputError as error:
+            return error
+
+
+def scene_batches(dataset, order: Sequence[int], batch_size: int) -> Iterator[dict]:
+    """Batches of an mmdet data set as its detectors take them, read ahead by worker processes; InputError for the first
+    image in the order that is damaged."""
+    from mmengine.dataset import pseudo_collate
+
+    scenes = _OrderedScenes(dataset, order)
+    workers = {"num_workers": min(available_cores(), 8), "multiprocessing_context": START_METHOD}
+    for samples in DataLoader(scenes, batch_size, collate_fn=list, **workers):
+        if damaged := next((sample for sample in samples if isinstance(sample, InputError)), None):
+            raise damaged
+        yield pseudo_collate(samples)
 
 
 def read_image(dataset, index: int) -> dict:
