@@ -6,6 +6,7 @@ DATA ?= glyphs
 ROOT ?=
 FORCE ?=
 k ?= 10
+DEVICE ?= cpu
 ARGS ?=
 # A text as one word of the shell's, whatever is in it; and the folder as one text of Hydra's, in quotes where it needs any.
 shell_word = '$(subst ','\'',$(1))'
@@ -28,7 +29,7 @@ KERNEL := metadata.kernelspec $(addprefix metadata.language_info.,version codemi
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-lite setup-rivals setup-detection demo test test-fast test-detection lint format \
 	table4 table4-equal table-weights table-both table-two-bits table-conventions table5 predictions tables figures \
-	results-lite results-beyond table-ablation table-rivals deploy verify-results reproduce reproduce-imagenet reproduce-coco \
+	results-lite results-beyond table-ablation table-rivals deploy bench verify-results reproduce reproduce-imagenet reproduce-coco \
 	comparison notebooks lock clean
 
 help:  ## Show this list
@@ -40,6 +41,7 @@ help:  ## Show this list
 	@echo '  DATA=glyphs           embedded, the default; or imagenet, imagenette, with ROOT=folder'
 	@echo '  ARGS="seed=1 ..."     further arguments of run.py (`$(RUN) run.py --help`)'
 	@echo '  FORCE=1               run cells again that have a record'
+	@echo '  DEVICE=cpu            what bench times the quantization on'
 	@echo '  k=10                  records that verify-results computes anew'
 	@echo '  LAUNCHER=joblib       or basic, ray, submitit_slurm: where cells run'
 	@echo '  PYTHON=python3.12     the Python that .venv is made from'
@@ -143,6 +145,12 @@ results-beyond: setup  ## Add the rows of what goes beyond the paper's code to t
 
 table-rivals: setup  ## Rivals on equal terms: brevitas, aimet-torch and ours (after setup-rivals)
 	$(RUN) experiments/rivals.py $(ARGS)
+
+bench: setup  ## Time the solver, layers, quantization and decoding (half an hour; DEVICE=cuda on a GPU)
+	$(RUN) experiments/bench_solver.py
+	$(RUN) experiments/bench_layers.py
+	$(RUN) experiments/bench_quantize.py --methods bitsplit bitsplit_lattice bitsplit_plus --device $(DEVICE)
+	$(RUN) experiments/bench_input.py
 
 verify-results: setup  ## Compute k=10 of the committed records anew, drawn at random; are they equal?
 	$(RUN) experiments/verify_results.py --cells $(k) $(if $(ROOT),--root $(call shell_word,$(ROOT))) $(ARGS)

@@ -1,16 +1,20 @@
 """What quantizing a whole network at 224×224 costs, in units of one floating-point pass over its calibration images.
 
-Command:  python experiments/bench_quantize.py [resnet18 …] [--methods bitsplit bitsplit_lattice] [--images 640]
+Command:  python experiments/bench_quantize.py [resnet18 …] [--methods bitsplit bitsplit_plus] [--device cuda]
 Data:     none; random images and weights, with batch-norm statistics of those images, as a trained network has
-Expected: 5 minutes for resnet18 on 2 cores; writes results/bench/quantize_640.md and .csv, named by the images
+Expected: 8 minutes for resnet18 on 2 cores; writes results/bench/quantize_640.md and .csv, named by the images and,
+          but for the CPU, by the device
 """
 
-import time
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import pandas
 import torch
-from measure import forward, publish, seconds_of
+from measure import forward, publish, seconds_of, seconds_once
 from script import parser_of
+from tqdm import tqdm
 
 from bitsplit import methods, ptq
 from bitsplit.layers.batch_norm import reestimate_batch_norm
@@ -21,19 +25,21 @@ from bitsplit.vision import torchvision
 BATCH = 64
 
 
-def measure_quantize(name: str, method: str, images: int) -> dict:
+def measure_quantize(name: str, method: str, images: int, where: str) -> dict:
     torch.manual_seed(0)
-    network = torchvision.models.get_model(name).eval().to(memory_format=torch.channels_last)
+    device = torch.device(where)
+    network = torchvision.models.get_model(name).eval().to(device, memory_format=torch.channels_last)
     batches = [torch.randn(BATCH, 3, 224, 224) for _ in range(images // BATCH)]
-    batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
+    batches = [batch.to(device, memory_format=torch.channels_last) for batch in batches]
     reestimate_batch_norm(network, batches[:2], total=2, momentum=None)
-    calibration = Calibration(gram_batches=len(batches), scale_batches=len(batches))
+    calibration = Calibration(gram_batches=len(batches), scale_batches=len(batches), lockstep_batches=len(batches))
     settings = Settings(Bits(4, 4), calibration, BatchNorm(batches=len(batches)))
-    baseline = seconds_of(lambda: forward(network, batches))
-    start = time.perf_counter()
-    quantized = ptq.quantize(network, batches, method=method, settings=settings)
-    total = time.perf_counter() - start
-    evaluation = seconds_of(lambda: forward(quantized, batches))
+    baseline = seconds_of(lambda: forward(network, batches), device)
+    quantize = partial(ptq.quantize, network, batches, method=method, settings=settings)
+    made = []
+    total = seconds_once(lambda: made.append(quantize()), device)
+    quantized = made.pop()
+    evaluation = seconds_of(lambda: forward(quantized, batches), device)
     phases = {f"{phase} / pass": seconds / baseline for phase, seconds in quantized.seconds.items()}
     return {
         "network": name,
@@ -43,7 +49,10 @@ def measure_quantize(name: str, method: str, images: int) -> dict:
         "quantize / pass": total / baseline,
         "without batch-norm / pass": (total - quantized.seconds["batch_norm"]) / baseline,
         "evaluation, quantized / floating point": evaluation / baseline,
+        "evaluation, images/s": images / evaluation,
+        "images in lock-step": getattr(quantized, "lockstep_images", None),
         "peak memory, MB": provenance()["peak_memory_mb"],
+        **({"peak of the GPU, MB": torch.cuda.max_memory_allocated() / 2**20} if device.type == "cuda" else {}),
     }
 
 
@@ -52,12 +61,17 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=["resnet18"], help="torchvision's names (default: resnet18)")
     parser.add_argument("--methods", nargs="+", choices=methods.names(), default=["bitsplit", "bitsplit_lattice"])
     parser.add_argument("--images", type=int, default=640, help="calibration images (default: 640)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
     arguments = parser.parse_args()
     jobs = [(name, method) for name in arguments.networks for method in arguments.methods]
-    table = pandas.DataFrame([measure_quantize(*job, arguments.images) for job in jobs])
+    # Each in a process of its own, whose peak of memory is then that of one job.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        rows = [pool.submit(measure_quantize, *job, arguments.images, arguments.device) for job in jobs]
+        table = pandas.DataFrame([row.result() for row in tqdm(rows, "quantize")])
     # Digits before the table is turned: its columns then hold names and numbers.
     text = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value).T
-    publish(f"quantize_{arguments.images}", __doc__, table, text.to_markdown(headers=[], disable_numparse=True))
+    device = "" if arguments.device == "cpu" else f"_{arguments.device.replace(':', '')}"
+    publish(f"quantize_{arguments.images}{device}", __doc__, table, text.to_markdown(headers=[], disable_numparse=True))
 
 
 if __name__ == "__main__":
