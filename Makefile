@@ -94,7 +94,7 @@ test-fast: setup  ## Run the tests but for the slowest
 	$(RUN) -m pytest -n auto -m "not slow"
 
 test-detection: $(DETECTION)  ## Run the tests of detection, its notebook among them
-	$(RUN) -m pytest -n auto tests/detection notebooks/detection.ipynb
+	$(RUN) -m pytest -n auto -m detection tests/detection tests/test_first_contact.py notebooks/detection.ipynb
 
 lint: setup  ## Check style with ruff
 	$(RUN) -m ruff check .
