@@ -47,10 +47,10 @@ class Preprocessing:
 
     def normalise(self, images: Tensor) -> Tensor:
         """The network's float32 input of uint8 images (N, 3, H, W)."""
-        from bitsplit.vision import transforms as v2
+        from bitsplit.vision import torchvision
 
-        unit = v2.functional.to_dtype(images, torch.float32, scale=True)
-        return v2.functional.normalize(unit, list(self.mean), list(self.std), inplace=True)
+        unit = images.to(torch.float32).mul_(1 / 255)
+        return torchvision.transforms.functional.normalize(unit, list(self.mean), list(self.std), inplace=True)
 
 
 class ImageFiles(Dataset):

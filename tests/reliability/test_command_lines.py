@@ -99,7 +99,7 @@ def generated(chance: random.Random, results: Path, count: int) -> list[list[str
 def test_generated_command_lines_end_in_one_line_or_well(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "cwd").mkdir()
-    lines = generated(random.Random(0), tmp_path / "results", trials(100))
+    lines = generated(random.Random(0), tmp_path / "results", trials(60))
     with ForkedCommands(environment()) as commands:
         ended = [commands.run(line, tmp_path / "cwd") for line in lines]
     for one in ended:

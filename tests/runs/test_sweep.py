@@ -80,7 +80,7 @@ def test_kill_at_random_moments_loses_at_most_the_cell_in_flight(tmp_path, unint
     started = time.monotonic()
     subprocess.run(line(tmp_path / "timing"), cwd=ROOT, env=environment(), capture_output=True, timeout=300)
     duration = time.monotonic() - started
-    for _ in range(trials(6)):
+    for _ in range(trials(3)):
         process = subprocess.Popen(
             line(results),
             cwd=ROOT,
