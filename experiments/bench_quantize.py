@@ -69,7 +69,7 @@ def main() -> None:
         rows = [pool.submit(measure_quantize, *job, arguments.images, arguments.device) for job in jobs]
         table = pandas.DataFrame([row.result() for row in tqdm(rows, "quantize")])
     # Digits before the table is turned: its columns then hold names and numbers.
-    text = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value).T
+    text = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value).replace("nan", "–").T
     device = "" if arguments.device == "cpu" else f"_{arguments.device.replace(':', '')}"
     publish(f"quantize_{arguments.images}{device}", __doc__, table, text.to_markdown(headers=[], disable_numparse=True))
 
