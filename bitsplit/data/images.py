@@ -12,13 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bitsplit.data.processes import available_cores
+from bitsplit.data.processes import reading_workers
 from bitsplit.errors import InputError
 
 LARGEST_RESIZE = 4096
 _MEMORY = 2**30  # bytes of decoded images that are kept
-# Said outright: inside joblib's workers the default is a method of its own, in which no further process can start.
-START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"])
 
 
@@ -94,10 +92,9 @@ class ImageBatches:
         self._loader = DataLoader(
             files,
             batch_size,
-            num_workers=min(available_cores(), 8),
             drop_last=drop_last,
             collate_fn=_readable_only,
-            multiprocessing_context=START_METHOD,
+            **reading_workers(),
         )
 
     def __len__(self) -> int:

@@ -3,15 +3,24 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 
 _LOOK_SECONDS = 1.0
+_READERS = 8  # at most: more than this keep no network waiting
 
 
 def available_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def reading_workers() -> dict:
+    """Options of a DataLoader whose workers read images ahead; they end with the process that started them."""
+    # Said outright: inside joblib's workers the default is a method of its own, in which no further process can start.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    return {"num_workers": min(available_cores(), _READERS), "multiprocessing_context": method}
 
 
 def end_with_parent() -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bitsplit.data.coco import Scenes
-from bitsplit.data.images import START_METHOD
-from bitsplit.data.processes import available_cores
+from bitsplit.data.processes import reading_workers
 from bitsplit.errors import InputError
 from bitsplit.networks.detectors import DetectorModule, DetectorNetwork, quiet
 from bitsplit.progress import progress
@@ -188,18 +187,15 @@ def _by_image(annotations) -> dict[int, list[dict]]:
     return {index: annotations.loadAnns(annotations.getAnnIds(imgIds=[index])) for index in annotations.imgs}
 
 
-class _OrderedScenes(Dataset):
-    """Images of an mmdet data set in an order; one that is damaged gives its InputError in the place of itself."""
+class _ReadScenes(Dataset):
+    """Images of an mmdet data set; one that is damaged gives its InputError in the place of itself."""
 
-    def __init__(self, dataset, order: Sequence[int]):
-        self._dataset, self._order = dataset, order
+    def __init__(self, dataset):
+        self._dataset = dataset
 
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, place: int) -> dict | InputError:
+    def __getitem__(self, index: int) -> dict | InputError:
         try:
-            return read_image(self._dataset, self._order[place])
+            return read_image(self._dataset, index)
         except InputError as error:
             return error
 
@@ -209,9 +205,8 @@ def scene_batches(dataset, order: Sequence[int], batch_size: int) -> Iterator[di
     image in the order that is damaged."""
     from mmengine.dataset import pseudo_collate
 
-    scenes = _OrderedScenes(dataset, order)
-    workers = {"num_workers": min(available_cores(), 8), "multiprocessing_context": START_METHOD}
-    for samples in DataLoader(scenes, batch_size, collate_fn=list, **workers):
+    loader = DataLoader(_ReadScenes(dataset), batch_size, sampler=order, collate_fn=list, **reading_workers())
+    for samples in loader:
         if damaged := next((sample for sample in samples if isinstance(sample, InputError)), None):
             raise damaged
         yield pseudo_collate(samples)
