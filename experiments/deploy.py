@@ -25,6 +25,7 @@ from bitsplit.files import user_path
 from bitsplit.progress import progress
 from bitsplit.report.render import Table, write_table
 from bitsplit.report.titles import MODEL_TITLES, PAPER_CLASSIFIERS, in_order, model_title
+from bitsplit.runs.arguments import readable_arguments
 from bitsplit.runs.experiment import Run
 
 BITS = ("W8A8", "W4A8", "W4A4", "W3A3")
@@ -48,7 +49,7 @@ def run_of(name: str, bits: str, arguments: argparse.Namespace) -> Run:
     if arguments.root:
         data = ["data=imagenet", f"data.root={arguments.root}"]
     keys = [f"model={name}", *data, f"wbits={wbits}", f"abits={abits}", "method=bitsplit", *arguments.set]
-    return Run.of(compose("config", keys))
+    return Run.of(compose("config", readable_arguments(keys)))
 
 
 def cell(run: Run, what: str, folder: Path) -> dict:

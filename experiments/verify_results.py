@@ -22,6 +22,7 @@ from bitsplit.files import user_path
 from bitsplit.report import record
 from bitsplit.report.titles import PAPER_DETECTORS, method_title, model_title
 from bitsplit.runs import experiment
+from bitsplit.runs.arguments import readable_arguments
 
 _SECTIONS = ("method", "bits", "calibration", "batch_norm")  # of a record's configuration, under the same keys
 _NOT_KEYS = ("name", "title", "files")  # facts about the data and the method that no key sets
@@ -31,7 +32,7 @@ def overrides_of(run: dict, root: Path | None) -> list[str]:
     """Arguments of `run.py` that ask for a record's configuration; `root`: the folder of data that are not drawn."""
     config = run["config"]
     drawn = run["data"]["name"].startswith("glyphs")
-    data = [f"data={run['data']['name']}"] if drawn else ["data=imagenet", f"data.root='{root}'"]
+    data = [f"data={run['data']['name']}"] if drawn else ["data=imagenet", f"data.root={root}"]
     values = {f"data.{key}": value for key, value in config["data"].items() if key not in _NOT_KEYS}
     for section in _SECTIONS:
         values |= {f"{section}.{key}": value for key, value in config[section].items() if key not in _NOT_KEYS}
@@ -94,8 +95,8 @@ def main() -> int:
         with configurations():
             for run in runs:
                 with tempfile.TemporaryDirectory() as scratch:
-                    keys = overrides_of(run, arguments.root)
-                    new, _, _ = experiment.run(compose("config", [*keys, f"results='{scratch}'", "device=cpu"]))
+                    keys = [*overrides_of(run, arguments.root), f"results={scratch}", "device=cpu"]
+                    new, _, _ = experiment.run(compose("config", readable_arguments(keys)))
                 moved = difference(new, run)
                 equal += not moved
                 bits = f"W{run['wbits']}A{run['abits']}"
