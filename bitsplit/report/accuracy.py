@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import NormalDist, stdev
 
 _CONFIDENCE = 0.975  # two-sided 95%
+NORMAL_95 = NormalDist().inv_cdf(_CONFIDENCE)  # standard errors on either side
 
 
 def interval(percent: float, images: int) -> float:
@@ -13,7 +14,7 @@ def interval(percent: float, images: int) -> float:
     0.78
     """
     share = percent / 100
-    return 100 * NormalDist().inv_cdf(_CONFIDENCE) * (share * (1 - share) / images) ** 0.5
+    return 100 * NORMAL_95 * (share * (1 - share) / images) ** 0.5
 
 
 def seeds_interval(percents: Sequence[float], images: int) -> float:

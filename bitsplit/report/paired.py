@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 
 from bitsplit.answers import right_answers
 from bitsplit.errors import InputError
 from bitsplit.report import record
+from bitsplit.report.accuracy import NORMAL_95
 from bitsplit.report.titles import method_title, model_title
-
-_CONFIDENCE = 0.975  # two-sided 95%
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> PairedDifference
     """
     n, b, c = len(first), int(np.sum(first & ~second)), int(np.sum(~first & second))
     error = (b + c - (b - c) ** 2 / n) ** 0.5 / n
-    return PairedDifference(100 * (b - c) / n, 100 * NormalDist().inv_cdf(_CONFIDENCE) * error, b, c)
+    return PairedDifference(100 * (b - c) / n, 100 * NORMAL_95 * error, b, c)
 
 
 def compare(first: Path, second: Path) -> str:
