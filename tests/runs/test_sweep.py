@@ -115,12 +115,18 @@ def test_two_processes_on_the_same_cells_at_once(tmp_path, uninterrupted):
     assert outcomes(results) == uninterrupted
 
 
+def launched(results: Path, *launcher: str) -> subprocess.CompletedProcess:
+    """The sweep through a launcher, finished well."""
+    arguments = line(results, *launcher)
+    done = subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def test_joblib_sweep(tmp_path, uninterrupted):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `joblib`")
     results = tmp_path / "results"
-    arguments = line(results, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    done = subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = launched(results, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert "2 cells run" in done.stdout and "warning" not in done.stderr.lower()
     assert outcomes(results) == uninterrupted
 
@@ -139,9 +145,7 @@ def test_joblib_sweep_over_image_files(command, imagenet_root, resnet18_weights)
 def test_local_ray_sweep(tmp_path, uninterrupted):
     pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs the extra `ray`")
     results = tmp_path / "results"
-    arguments = line(results, "hydra/launcher=ray")
-    done = subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
+    launched(results, "hydra/launcher=ray")
     assert outcomes(results) == uninterrupted
 
 
@@ -149,9 +153,7 @@ def test_a_sweep_of_submitit_jobs(tmp_path, uninterrupted):
     """Slurm's jobs, as processes of this machine."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra `slurm`")
     results = tmp_path / "results"
-    arguments = line(results, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5")
-    done = subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = launched(results, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5")
     assert "2 cells run" in done.stdout and outcomes(results) == uninterrupted
 
 
