@@ -88,7 +88,7 @@ class RawDetector(nn.Module):
         return outputs
 
     def example_regions(self, images: Tensor) -> list[Tensor]:
-        """Features of the second stage in the right shapes; their numbers of regions and that of the images all differ."""
+        """Features of the second stage in the right shapes; the numbers of images and of regions all differ."""
         roi_head = getattr(self.detector, "roi_head", None)
         extractors = [roi_head.bbox_roi_extractor] if roi_head else []
         extractors += [roi_head.mask_roi_extractor] if roi_head and roi_head.with_mask else []
