@@ -1,14 +1,14 @@
 """Post-training quantization of a whole network: the order of steps.
 
 parallel, as in the published code:
-    plan → statistics → weights → batch-norm → activation scales → [refinement of all scales] → batch-norm → report
+    plan → statistics → weights → activation scales → [batch-norm → refinement of all scales] → batch-norm → report
 sequential: plan → [at each layer: activation scale → statistics → weights] → batch-norm → report
 """
 
-import copy
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import pandas
@@ -18,12 +18,10 @@ from bitsplit import methods
 from bitsplit.errors import InputError
 from bitsplit.export.attached import attach_views
 from bitsplit.layers.batch_norm import (
-    BatchNormStatistics,
     FloatNorms,
-    batch_norm_statistics,
     measure_float_norms,
+    norms_in_training,
     refit_batch_norm,
-    set_batch_norm,
 )
 from bitsplit.layers.checks import evaluation_copy
 from bitsplit.layers.quantized import QuantizedLayer, put_weights
@@ -43,11 +41,9 @@ from bitsplit.steps.sequential import quantize_sequentially
 
 @dataclass(frozen=True)
 class Weights:
-    """Integer weights by layer and the batch-norm statistics that fit them: what networks have in common that differ in
-    their activations alone."""
+    """Integer weights by layer: what networks have in common that differ in their activations alone."""
 
     codes: dict[str, Codes]
-    norms: BatchNormStatistics
     seconds: dict[str, float]
 
 
@@ -133,17 +129,17 @@ def _in_parallel(
     """Every layer against what the floating-point network gives it; returns the report and the seconds."""
     statistics = known.statistics or measure_statistics(network, plan, batches)
     norms = known.float_norms or measure_norms(network, plan, batches)
-    weights = known.weights or quantize_weights(network, plan, statistics, batches, norms)
+    weights = known.weights or quantize_weights(network, plan, statistics)
     seconds = {"statistics": statistics.seconds, **weights.seconds}
     layers = apply_weights(network, plan, weights)
-    with timed(seconds, "activations"):
+    with timed(seconds, "activations"), _norms_as_refitted(network, plan.settings.batch_norm):
         inputs = quantize_inputs(network, plan, statistics, batches)
     if plan.method.refine:
         with timed(seconds, "refinement"):
-            refine(model, network, plan, layers, inputs, batches)
-    if inputs:
-        with timed(seconds, "batch_norm"):
             refit(network, plan, batches, norms)
+            refine(model, network, plan, layers, inputs, batches)
+    with timed(seconds, "batch_norm"):
+        refit(network, plan, batches, norms)
     return layer_report(network, plan, statistics, inputs), seconds
 
 
@@ -173,10 +169,8 @@ def measure_norms(network: nn.Module, plan: Plan, batches: CalibrationBatches) -
     return measure_float_norms(network, plan.settings.batch_norm, batches.first(total), total)
 
 
-def quantize_weights(
-    network: nn.Module, plan: Plan, statistics: Statistics, batches: CalibrationBatches, norms: FloatNorms | None
-) -> Weights:
-    """The method's integers for every layer that shall have some, and batch-norm after them; leaves `network` alone."""
+def quantize_weights(network: nn.Module, plan: Plan, statistics: Statistics) -> Weights:
+    """The method's integers for every layer that shall have some; leaves `network` alone."""
     codes, seconds, layers = {}, {}, weighted_layers(network)
     with timed(seconds, "weights"):
         for name, layer in progress(plan.layers.items(), "weights"):
@@ -188,22 +182,22 @@ def quantize_weights(
             if classifier and plan.method.classifier_in_weight_space:
                 stats = LayerStats.weight_space(weight)
             codes[name] = plan.method.solve_weights(stats, weight, layer.wbits)
-    with timed(seconds, "batch_norm"):
-        network = copy.deepcopy(network)
-        apply_weights(network, plan, Weights(codes, batch_norm_statistics(network), {}))
-        refit(network, plan, batches, norms)
-    return Weights(codes, batch_norm_statistics(network), seconds)
+    return Weights(codes, seconds)
 
 
 def apply_weights(network: nn.Module, plan: Plan, weights: Weights) -> dict[str, list[QuantizedLayer]]:
-    """Puts integers and batch-norm statistics into `network`; returns, by name, the layers that now hold integers."""
+    """Puts integers into `network`; returns, by name, the layers that now hold some."""
     layers = weighted_layers(network)
-    quantized = {
+    return {
         name: put_weights(network, layers[name], plan.layers[name].wbits, codes.codes, codes.scale, codes.offset)
         for name, codes in weights.codes.items()
     }
-    set_batch_norm(network, weights.norms)
-    return quantized
+
+
+def _norms_as_refitted(network: nn.Module, settings: BatchNorm) -> AbstractContextManager:
+    """Batch-norm normalises by the batch, as the published code has it when it samples activations, where its
+    statistics will be refitted; they do not fit the integer weights yet."""
+    return nullcontext() if settings.mode == "none" else norms_in_training(network, settings.momentum)
 
 
 def refine(

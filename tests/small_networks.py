@@ -146,7 +146,7 @@ def known_of(network, method, settings=SMALL, batches=None):
     batches = CalibrationBatches(BATCHES if batches is None else batches, network)
     plan = Plan.of(network, batches, method, settings)
     statistics, norms = ptq.measure_statistics(network, plan, batches), ptq.measure_norms(network, plan, batches)
-    weights = ptq.quantize_weights(network, plan, statistics, batches, norms)
+    weights = ptq.quantize_weights(network, plan, statistics)
     return ptq.Known(plan.reads, statistics, norms, weights)
 
 

@@ -2,7 +2,7 @@
 
 import collections
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -68,21 +68,31 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], total: 
     Running statistics move by `momentum` a batch, or become the plain average over all batches where it is None.
     No labels, no gradients; every layer's mode and momentum are as before afterwards.
     """
+    cut = _CutAfterNorms(network)
+    with norms_in_training(network, momentum):
+        if momentum is None:
+            for norm in batch_norms(network).values():
+                norm.reset_running_stats()
+        for images in progress(batches, "batch-norm", total=total):
+            with contextlib.suppress(_NormsDone), cut:
+                network(images)
+
+
+@contextlib.contextmanager
+def norms_in_training(network: nn.Module, momentum: float | None) -> Iterator[None]:
+    """Batch-norm layers, they alone, normalise each batch by its own statistics, and their running ones move by
+    `momentum`; every layer's mode and momentum are as before afterwards."""
     norms = batch_norms(network).values()
     before = [(norm.training, norm.momentum) for norm in norms]
-    cut = _CutAfterNorms(network)
     try:
         for norm in norms:
             norm.train()
             norm.momentum = momentum
-            if momentum is None:
-                norm.reset_running_stats()
-        for images in progress(batches, "batch-norm", total=total):
-            try:
-                with contextlib.suppress(_NormsDone), cut:
-                    network(images)
-            except ValueError as error:  # torch's own, where a channel has a single value in a batch
-                raise InputError(f"batch-norm re-estimation: {error}; use larger batches or mode none") from error
+        yield
+    except ValueError as error:
+        if "value per channel" not in str(error):  # torch's own, where a channel has a single one in a batch
+            raise
+        raise InputError(f"batch-norm re-estimation: {error}; use larger batches or mode none") from error
     finally:
         for norm, (training, old_momentum) in zip(norms, before, strict=True):
             norm.train(training)

@@ -31,7 +31,7 @@ class Bench:
     """A task on a device with its calibration batches; nothing of it depends on method or bits.
 
     `known` hands on what runs have in common: statistics always, batch-norm of the floating-point network where the
-    mode is the same, integer weights where runs differ in their activations alone.
+    mode is the same, integer weights where runs differ in their activations or in batch-norm alone.
     """
 
     def __init__(self, source, data, settings: Settings, batches: int, device: str):
@@ -82,10 +82,10 @@ class Bench:
             self._float_norms[settings.batch_norm] = ptq.measure_norms(network, plan, batches)
         norms = self._float_norms[settings.batch_norm]
         bits = dataclasses.replace(settings.bits, abits=FLOAT_BITS)
-        key = (method, bits, settings.layers, settings.batch_norm)
+        key = (method, bits, settings.layers)
         if self._weights is None or self._weights[0] != key:
             self._weights = None  # its memory is free before the next ones are made
-            self._weights = key, ptq.quantize_weights(network, plan, self._statistics, batches, norms)
+            self._weights = key, ptq.quantize_weights(network, plan, self._statistics)
         return ptq.Known(self._reads, self._statistics, norms, self._weights[1])
 
     @cached_property

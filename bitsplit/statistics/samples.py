@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.progress import progress
-from bitsplit.statistics.batches import pieces
 from bitsplit.statistics.capture import LayerCall, LayerCalls, finite_range, layer_generators
 
 
@@ -39,11 +38,11 @@ def collect_samples(
     seed: int,
 ) -> dict[str, list[InputSamples]]:
     """A uniform sample of about `samples` input values of each call of `layers` in a forward, by layer and call, from
-    all of `batches` (`total`); more where that would leave fewer than `channel_samples` a channel."""
+    all of `batches` (`total`), run whole; more where that would leave fewer than `channel_samples` a channel."""
     sampler = _Sampler(network, samples, channel_samples, total, seed)
     with LayerCalls(network, layers, sampler.add):
-        for images, share in pieces(progress(batches, "activation ranges", total=total)):
-            sampler.begin_forward(share)
+        for images in progress(batches, "activation ranges", total=total):
+            sampler.begin_forward()
             network(images)
     return sampler.finished()
 
@@ -57,11 +56,8 @@ class _Sampler:
         self._values: dict[tuple[str, int], list[Tensor]] = collections.defaultdict(list)
         self._ranges: dict[tuple[str, int], tuple[float, float]] = {}
         self._calls: collections.Counter[str] = collections.Counter()  # of the forward that is running
-        self._share = 1.0
 
-    def begin_forward(self, share: float) -> None:
-        """`share` is the part of a batch that the forward reads."""
-        self._share = share
+    def begin_forward(self) -> None:
         self._calls.clear()
 
     def add(self, name: str, call: LayerCall) -> None:
@@ -70,7 +66,7 @@ class _Sampler:
         low, high = finite_range(name, call.input)
         earlier = self._ranges.get(key, (low, high))
         self._ranges[key] = (min(low, earlier[0]), max(high, earlier[1]))
-        count = math.ceil(max(self._samples / call.channels, self._channel_samples) * self._share / self._batches)
+        count = math.ceil(max(self._samples / call.channels, self._channel_samples) / self._batches)
         self._values[key].append(call.channel_vectors(count, self._generators[name]))
 
     def finished(self) -> dict[str, list[InputSamples]]:
