@@ -21,6 +21,7 @@ _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # e, of a channel's own scale
 _SOLVED = 0.25  # about what the solver leaves of the error that rounding the weights would make
 _ZERO_POINTS = 32  # that are tried, at most
 _VALUES = 20_000  # of an input, that they are tried on
+_ROWS = 64  # of a weight, at most, that the scales by channel are tried on
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,13 @@ class BitSplitPlus(BitSplitPerChannel):
         layers' outputs least: finer inputs mean weights of a wider range."""
         layer, own = BitSplit.calibrate_activations(self, samples, grid), self.calibrate_activations(samples, grid)
         scales = [own**share * layer ** (1 - share) for share in _SHARES]
-        return min(scales, key=lambda scale: sum(_output_error(samples, grid, scale, *reader) for reader in readers))
+        few = [(weight[:, :: -(-weight.shape[1] // _ROWS)], bits, weight.shape[1]) for weight, bits in readers]
+        return min(scales, key=lambda scale: sum(_output_error(samples, grid, scale, *reader) for reader in few))
 
 
-def _output_error(samples: InputSamples, grid: Grid, scale: Tensor, weight: Tensor, bits: int) -> float:
-    """About what inputs rounded with `scale` (C,) and weights rounded after the scales are moved into them cost."""
+def _output_error(samples: InputSamples, grid: Grid, scale: Tensor, weight: Tensor, bits: int, rows: int) -> float:
+    """About what inputs rounded with `scale` (C,) and weights rounded after the scales are moved into them cost the
+    outputs of `rows` rows, of which `weight` holds some."""
     values, ratio = samples.values, scale / scale.mean()
     moved = weight * by_column(ratio, weight)
     weights = Grid(bits)
@@ -78,7 +81,8 @@ def _output_error(samples: InputSamples, grid: Grid, scale: Tensor, weight: Tens
     rounded = weights.quantize(moved, step) * step
     by_weights = _SOLVED * _channel_power(rounded - moved, len(scale)) / ratio.square()
     by_inputs = (grid.quantize(values, scale) * scale - values).square().mean(dim=0)
-    return (by_weights @ values.square().mean(dim=0) + _channel_power(weight, len(scale)) @ by_inputs).item()
+    error = by_weights @ values.square().mean(dim=0) + _channel_power(weight, len(scale)) @ by_inputs
+    return error.item() * rows / weight.shape[1]
 
 
 def _channel_power(weight: Tensor, channels: int) -> Tensor:

@@ -126,7 +126,7 @@ class _Moments:
         x = call.patches(math.ceil(self._patches * self._share * share), self._generators[name])
         if name not in self._grams:
             self._grams[name] = x.new_zeros(x.shape[0], x.shape[2], x.shape[2])
-        _average_in(self._grams[name], x, self._counts[name])
+        average_in(self._grams[name], x, self._counts[name])
         self._counts[name] += x.shape[1]
 
     def _usual_calls(self, name: str) -> int:
@@ -135,9 +135,7 @@ class _Moments:
     def finished(self) -> dict[str, LayerRecord]:
         layers = {}
         for name, gram in self._grams.items():
-            for start in range(_PANEL, gram.shape[-1], _PANEL):
-                rows = slice(start, start + _PANEL)
-                gram[:, :start, rows] = gram[:, rows, :start].mT
+            mirror(gram)
             stats = LayerStats.of_weight(gram, grouped_weight(self._layers[name]).to(gram.dtype), self._counts[name])
             calls = 0 if name in self._varying else self._usual_calls(name)
             layers[name] = LayerRecord(stats, self._lows[name] < 0, calls)
@@ -157,10 +155,10 @@ def unused_weights(network: nn.Module, layers: dict[str, LayerRecord], skipped: 
     return reasons
 
 
-def _average_in(gram: Tensor, x: Tensor, seen: int) -> None:
+def average_in(gram: Tensor, x: Tensor, seen: int) -> None:
     """Makes gram (G, N, N), XᵀX averaged over `seen` patches, the average over those and x (G, n, N) too.
 
-    In panels of rows that end at the diagonal: what is above is the mirror image, and nearly half of the product. A
+    In panels of rows that end at the diagonal: what is above, nearly half of the product, is for `mirror` to fill in. A
     running mean, because sums over all patches would lose digits in float32.
     """
     total = seen + x.shape[1]
@@ -168,3 +166,10 @@ def _average_in(gram: Tensor, x: Tensor, seen: int) -> None:
         rows, columns = slice(start, start + _PANEL), slice(0, start + _PANEL)
         transposed = x[..., rows].transpose(1, 2)
         gram[:, rows, columns].baddbmm_(transposed, x[..., columns], beta=seen / total, alpha=1 / total)
+
+
+def mirror(gram: Tensor) -> None:
+    """Fills in what `average_in` leaves out of gram (G, N, N)."""
+    for start in range(_PANEL, gram.shape[-1], _PANEL):
+        rows = slice(start, start + _PANEL)
+        gram[:, :start, rows] = gram[:, rows, :start].mT

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bitsplit.statistics.moments import LayerStats
+from bitsplit.statistics.moments import LayerStats, average_in, mirror
 
 
 class PairedMoments:
@@ -32,7 +32,7 @@ class PairedMoments:
             output += missing
         before, self._count = self._count, self._count + read.shape[1]
         old, new = before / self._count, 1 / self._count
-        self._gram.baddbmm_(read.mT, read, beta=old, alpha=new)
+        average_in(self._gram, read, before)
         self._cross.baddbmm_(output.mT, read, beta=old, alpha=new)
         self._energy.mul_(old).add_(output.square().sum(dim=1), alpha=new)
         self.mean_read.mul_(old).add_(read.sum(dim=1, keepdim=True), alpha=new)
@@ -43,6 +43,7 @@ class PairedMoments:
     def stats(self, centred: bool) -> LayerStats:
         """gram = X̂X̂ᵀ/n, cross = YX̂ᵀ/n and energy = ‖y‖²/n; `centred` about the means, where something else brings the
         means in order."""
+        mirror(self._gram)
         gram, cross, energy = self._gram, self._cross, self._energy
         if centred:
             gram = gram - self.mean_read.mT @ self.mean_read
