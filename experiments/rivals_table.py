@@ -1,10 +1,8 @@
 """The table of rivals, from their records alone."""
 
-import numpy as np
 import pandas
 
-from bitsplit.answers import right_answers
-from bitsplit.report.paired import paired_difference
+from bitsplit.report.paired import answers_of, paired_difference
 from bitsplit.report.render import Table
 from bitsplit.report.texts import bits_text, number_text, signed
 from bitsplit.report.titles import METHOD_TITLES, MODEL_TITLES, model_title
@@ -21,10 +19,6 @@ TITLES = METHOD_TITLES | {
 BATCH_NORM = {"none": "trained", "after": "re-estimated after", "before": "re-estimated first"}
 
 
-def _right(record: dict) -> np.ndarray:
-    return right_answers(record["metrics"]["correct"], record["metrics"]["images"])
-
-
 def rival_cells(records: list[dict]) -> pandas.DataFrame:
     """One row a record, in the order of the table; numbers are missing where a rival could not run, with the reason."""
     rows = []
@@ -37,7 +31,7 @@ def rival_cells(records: list[dict]) -> pandas.DataFrame:
             row |= {key: record["metrics"][key] for key in ("top1", "agreement", "logits_snr_db", "images")}
             row["thread_seconds"] = record["thread_seconds"]
         if "metrics" in record and base is not None and base["metrics"]["images"] == row["images"]:
-            difference = paired_difference(_right(base), _right(record))
+            difference = paired_difference(answers_of(base["metrics"]), answers_of(record["metrics"]))
             row["ours_minus_theirs"], row["interval"] = difference.points, difference.interval
             row["seconds_of_ours"] = record["thread_seconds"] / base["thread_seconds"]
         rows.append(row)

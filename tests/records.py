@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas
 from conftest import ROOT
 
+from bitsplit.answers import packed_answers
 from bitsplit.report import record
 from bitsplit.report.records import Records, imagenet_paper
 from bitsplit.report.render import Table
@@ -22,7 +24,8 @@ PLACE = ("model", "method", "wbits", "abits", "seed", "variant")  # what a recor
 def make_run(
     model="resnet18", method="bitsplit", wbits=4, abits=4, top1=80.0, seed=0, variant="", data="glyphs", **metrics
 ):
-    """A record like a committed one, of any cell; the batch-norm mode is that of `variant` or else the method's own.
+    """A record like a committed one, of any cell, that does not say which images were right; the batch-norm mode is
+    that of `variant` or else the method's own.
 
     `metrics`: top-1 of the networks "fp32" (84.06) and "fp32_bn" (84.11).
     """
@@ -38,6 +41,15 @@ def make_run(
     for name, value in {"fp32": 84.06, "fp32_bn": 84.11, "quantized": top1}.items():
         value = metrics.get(name, value)
         run["metrics"][name] |= {"top1": value, "top5": min(value + 10, 100), "images": images}
+        run["metrics"][name].pop("correct", None)
+    return run
+
+
+def answered(right: np.ndarray, reference: np.ndarray, **facts) -> dict:
+    """A record of a network that has these images right; of its floating-point network `reference`."""
+    run = make_run(top1=100 * right.mean(), fp32=100 * reference.mean(), **facts)
+    for name, answers in {"quantized": right, "fp32": reference}.items():
+        run["metrics"][name] |= {"images": len(answers), "correct": packed_answers(answers)}
     return run
 
 

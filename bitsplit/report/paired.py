@@ -8,7 +8,7 @@ import numpy as np
 from bitsplit.answers import right_answers
 from bitsplit.errors import InputError
 from bitsplit.report import record
-from bitsplit.report.accuracy import NORMAL_95
+from bitsplit.report.accuracy import paired_interval
 from bitsplit.report.titles import method_title, model_title
 
 
@@ -43,14 +43,18 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> PairedDifference
     """first, second (images,): whether each network is right.
 
     With b images that the first alone has right and c that the second alone has right, of n, the difference is
-    (b − c)/n and its standard error √(b + c − (b − c)²/n)/n (Wald).
+    (b − c)/n.
 
     >>> paired_difference(np.array([True, True, False, True]), np.array([True, False, False, True])).points
     25.0
     """
     n, b, c = len(first), int(np.sum(first & ~second)), int(np.sum(~first & second))
-    error = (b + c - (b - c) ** 2 / n) ** 0.5 / n
-    return PairedDifference(100 * (b - c) / n, 100 * NORMAL_95 * error, b, c)
+    return PairedDifference(100 * (b - c) / n, paired_interval(first.astype(float) - second), b, c)
+
+
+def answers_of(metrics: dict) -> np.ndarray | None:
+    """Whether a network is right, by image, from its metrics in a record; None where they do not say."""
+    return right_answers(metrics["correct"], metrics["images"]) if "correct" in metrics else None
 
 
 def compare(first: Path, second: Path) -> str:
@@ -64,7 +68,7 @@ def compare(first: Path, second: Path) -> str:
         raise InputError(f"the records are of different images: {places[0][1]}, and {places[1][1]}")
     networks = {_title(run): run["metrics"]["quantized"] for run in runs}
     networks |= {f"{model_title(run['model'])} in floating point": run["metrics"]["fp32"] for run in runs}
-    images = {title: right_answers(metrics["correct"], metrics["images"]) for title, metrics in networks.items()}
+    images = {title: answers_of(metrics) for title, metrics in networks.items()}
     lines = [runs[0]["data"]["title"]]
     lines += [f"  {title}: top-1 {100 * right.mean():.2f}" for title, right in images.items()]
     titles = list(images)

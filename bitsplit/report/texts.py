@@ -7,12 +7,14 @@ from bitsplit.settings import FLOAT_BITS
 
 
 def top1_text(cell: pandas.Series) -> str:
-    """83.92 ± 0.72 (−0.14; 3 seeds; paper 84.1, −0.18): accuracy, interval, change from floating point, ..."""
+    """83.92 ± 0.72 (−0.14 ± 0.31; 3 seeds, spread 0.08; paper 84.1, −0.18): accuracy, interval, change from floating
+    point with its own, ..."""
     remarks = []
     if pandas.notna(cell["drop"]):
-        remarks.append(signed(-cell["drop"]))
+        half = f" ± {cell['drop_interval']:.2f}" if pandas.notna(cell["drop_interval"]) else ""
+        remarks.append(signed(-cell["drop"]) + half)
     if cell["seeds"] > 1:
-        remarks.append(f"{cell['seeds']} seeds")
+        remarks.append(f"{cell['seeds']} seeds, spread {cell['top1_spread']:.2f}")
     return _accuracy_text(cell, "top1", [*remarks, *_paper_text(cell["paper_top1"], cell["difference"])])
 
 
@@ -24,9 +26,12 @@ def top5_text(cell: pandas.Series) -> str:
 def legend(table: pandas.DataFrame) -> str:
     """What the numbers of the cells of `table` mean."""
     parts = ["accuracy in percent ± half width of its 95% interval (binomial over the images)"]
+    change = "in brackets the change from floating point in points"
+    if table["drop_interval"].notna().any():
+        change += " ± half width of its 95% interval (paired, image by image)"
+    parts.append(change)
     if (table["seeds"] > 1).any():
-        parts.append("where a number of seeds is given, their mean and the t-interval over them")
-    parts.append("in brackets the change from floating point in points")
+        parts.append("where a number of seeds is given, means over them and the standard deviation of top-1")
     if table["paper_top1"].notna().any():
         parts.append("then the paper's number and ours minus the paper's")
     return "; ".join(parts)

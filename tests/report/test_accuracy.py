@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.stats import norm, sem, t
+from scipy.stats import norm, sem
 
 from bitsplit import report
-from bitsplit.report.accuracy import seeds_interval
+from bitsplit.report.accuracy import paired_interval
 from bitsplit.report.texts import signed
 
 
@@ -16,15 +16,12 @@ def test_interval_is_the_binomial_one(percent, images):
     assert report.interval(percent, images) == pytest.approx(expected)
 
 
-def test_interval_over_seeds_is_students():
-    values = [80.1, 80.9, 79.7, 80.2]
-    low, high = t.interval(0.95, df=3, loc=np.mean(values), scale=sem(values))
-    assert seeds_interval(values, 10_000) == pytest.approx((high - low) / 2)
-
-
-@pytest.mark.parametrize("values", [[80.0], [80.0, 80.0, 80.0]])
-def test_without_a_spread_of_seeds_the_interval_is_the_binomial_one(values):
-    assert seeds_interval(values, 10_000) == report.interval(80.0, 10_000)
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_paired_interval_is_that_of_a_mean(seeds):
+    """Of as many differences as there are images; scipy divides by n − 1."""
+    differences = np.random.default_rng(seeds).integers(-1, 2, (seeds, 500)).mean(axis=0)
+    expected = 100 * norm.ppf(0.975) * sem(differences, ddof=0)
+    assert paired_interval(differences) == pytest.approx(expected)
 
 
 def test_signs_of_a_change():

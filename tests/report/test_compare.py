@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from records import make_run, report, write_runs
+from records import answered, make_run, report, write_runs
 from scipy.stats import binom, multinomial, norm
 
 from bitsplit.answers import packed_answers, right_answers
@@ -41,14 +41,6 @@ def test_p_is_the_share_of_coin_throws_as_far_from_even(b, c):
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_answers_come_back(right):
     assert right_answers(packed_answers(np.array(right)), len(right)).tolist() == right
-
-
-def answered(right: np.ndarray, reference: np.ndarray, **facts) -> dict:
-    """A record of a network that has these images right; of its floating-point network `reference`."""
-    run = make_run(top1=100 * right.mean(), fp32=100 * reference.mean(), **facts)
-    for name, answers in {"quantized": right, "fp32": reference}.items():
-        run["metrics"][name] |= {"images": len(answers), "correct": packed_answers(answers)}
-    return run
 
 
 def test_two_records_are_compared_image_by_image(tmp_path):

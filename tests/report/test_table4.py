@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from records import cell, glyphs, imagenet, make_run, row
-from scipy.stats import t
+from pandas import isna
+from records import answered, cell, glyphs, imagenet, make_run, row
+from scipy.stats import norm, sem
 
-from bitsplit.report import sweeps, titles
+from bitsplit.report import interval, sweeps, titles
 from bitsplit.report.records import Records
 from bitsplit.report.table4 import equal_runs, table4, table4_equal
 
@@ -61,19 +62,37 @@ def test_the_papers_numbers_stand_beside_ours_only_on_all_of_imagenet():
     assert (bitsplit["paper_top1"], bitsplit["difference"], bitsplit["drop"]) == ("73.7", -0.2, 2.63)
 
 
-def test_several_seeds_give_their_mean_and_the_interval_over_them():
+def test_several_seeds_give_their_mean_and_spread_beside_the_interval_over_images():
     values = [80.0, 81.0, 82.5]
     runs = [make_run(top1=value, seed=seed) for seed, value in enumerate(values)]
     table = table4(glyphs(*runs, make_run(method="tflite", top1=79.0)))
     shown = cell(table, "resnet18", "bitsplit")
-    half = t.ppf(0.975, 2) * np.std(values, ddof=1) / 3**0.5
     assert shown["seeds"] == 3 and shown["top1"] == pytest.approx(np.mean(values), abs=1e-4)
-    assert shown["top1_interval"] == pytest.approx(half, abs=1e-4)
+    assert shown["top1_interval"] == pytest.approx(interval(np.mean(values), 10_000), abs=1e-4)
+    assert shown["top1_spread"] == pytest.approx(np.std(values, ddof=1), abs=1e-4)
     assert shown["drop"] == pytest.approx(84.06 - np.mean(values), abs=1e-4)
-    assert row(table, "A4W4", "Bit-split")["ResNet-18"] == f"81.17 ± {half:.2f} (−2.89; 3 seeds)"
+    assert row(table, "A4W4", "Bit-split")["ResNet-18"] == "81.17 ± 0.77 (−2.89; 3 seeds, spread 1.26)"
     assert row(table, "A4W4", "TF-Lite")["ResNet-18"] == "79.00 ± 0.80 (−5.06)"
     assert row(table, "", "floating point")["ResNet-18"] == "84.06 ± 0.72"  # has no seed
     assert "seeds" in table.caption
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_drops_have_paired_intervals_where_all_records_say_which_images_were_right(seeds):
+    draw = np.random.default_rng(0)
+    reference = draw.random(400) < 0.8
+    rights = [np.where(draw.random(400) < 0.1, ~reference, reference) for _ in range(seeds)]
+    runs = [answered(right, reference, seed=seed) for seed, right in enumerate(rights)]
+    shown = cell(table4(glyphs(*runs)), "resnet18", "bitsplit")
+    differences = 100 * (reference - np.mean(rights, axis=0))
+    low, high = norm.interval(0.95, differences.mean(), sem(differences, ddof=0))
+    assert shown["drop"] == pytest.approx(differences.mean(), abs=1e-4)
+    assert shown["drop_interval"] == pytest.approx((high - low) / 2, abs=1e-4)
+    table = table4(glyphs(*runs))
+    assert f"(−{shown['drop']:.2f} ± {shown['drop_interval']:.2f}" in row(table, "A4W4", "Bit-split")["ResNet-18"]
+    assert "paired" in table.caption
+    mixed = table4(glyphs(*runs, make_run(seed=9)))
+    assert isna(cell(mixed, "resnet18", "bitsplit")["drop_interval"]) and "paired" not in mixed.caption
 
 
 def equal_variants() -> list[dict]:
@@ -142,8 +161,8 @@ def test_notes_on_equal_terms_are_computed_from_the_two_tables():
     )
 
 
-def test_floating_point_with_re_estimation_has_an_interval_over_seeds():
+def test_floating_point_with_re_estimation_has_seeds():
     runs = [make_run(seed=seed, fp32_bn=84 + seed / 10, top1=80 + seed) for seed in range(3)]
     shown = cell(table4_equal(glyphs(*runs)), "resnet18", "fp32_bn", 32, 32)
     assert shown["seeds"] == 3 and shown["top1"] == 84.1
-    assert shown["top1_interval"] == pytest.approx(t.ppf(0.975, 2) * 0.1 / 3**0.5, abs=1e-4)
+    assert shown["top1_spread"] == pytest.approx(0.1)
