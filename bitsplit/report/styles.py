@@ -4,26 +4,35 @@ from collections.abc import Iterable
 
 from matplotlib.lines import Line2D
 
-from bitsplit.report.titles import FLOATING_POINT, PAPER_METHODS, in_order, method_title
+from bitsplit.report.titles import FLOATING_POINT, method_title
 
-# Okabe and Ito's colours, then two of Tol's, for colour-blind people too; yellow, pale on white, comes last.
-_COLOURS = (
-    *("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#000000", "#0072B2", "#D55E00"),
-    *("#117733", "#882255", "#F0E442"),
-)
-_MARKERS = "sv^<>oDPX*h"
+# For colour-blind people too: Okabe and Ito's colours, and three of Tol's. The strongest are those of the methods that
+# this project is about, the last four.
+_COLOURS = {
+    "tflite": "#E69F00",
+    "tensorrt": "#56B4E9",
+    "aciq": "#009E73",
+    "aciq_mix": "#CC79A7",
+    "lapq": "#882255",
+    "gptq": "#999933",
+    "bitsplit_ecaq": "#117733",
+    "bitsplit_per_channel": "#332288",
+    "bitsplit": "#000000",
+    "bitsplit_lattice": "#0072B2",
+    "bitsplit_plus": "#D55E00",
+}
+_OTHER = "#AA4499"  # somebody's own method
+_MARKERS = dict(zip(_COLOURS, "sv^<>hXpoDP", strict=True))
 INCHES, PANEL_INCHES, DPI = 9, 3.8, 200  # at 900 pixels, text of 10 points is 14 pixels high
 
 
 def styles(methods: Iterable[str]) -> dict[str, dict]:
-    """Colour, marker and line of each method: those of the paper's methods never depend on what else is drawn."""
-    quantized = [method for method in methods if method not in FLOATING_POINT]
-    places = in_order([*PAPER_METHODS, *quantized], dict.fromkeys(PAPER_METHODS))
+    """Colour, marker and line of each method, whatever else is drawn."""
     edge = {"markeredgecolor": "black", "markeredgewidth": 0.4}
     looks = {"fp32": {"color": "#555555", "linestyle": "--"}}
-    for method in quantized:
-        place = places.index(method)
-        looks[method] = {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]} | edge
+    for method in methods:
+        if method not in FLOATING_POINT:
+            looks[method] = {"color": _COLOURS.get(method, _OTHER), "marker": _MARKERS.get(method, "*")} | edge
     return looks
 
 

@@ -4,17 +4,18 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pandas
 import pytest
 from conftest import ROOT
 from matplotlib.figure import Figure
-from records import DATA_SETS, make_run, report, unlabelled, write_runs
+from records import DATA_SETS, answered, make_run, report, unlabelled, write_runs
 
+from bitsplit import methods
 from bitsplit.report import figures, interval, styles
 from bitsplit.report.bit_width_figure import CURVE_COLUMNS, HEADINGS, bit_width_figure, curves
 from bitsplit.report.records import Records, read_records
 from bitsplit.report.sweeps import WIDTHS
-from bitsplit.report.titles import PAPER_METHODS
 
 BITS = {"weights": [(bits, 32) for bits in WIDTHS], "both": [(bits, bits) for bits in WIDTHS]}
 
@@ -47,6 +48,7 @@ def test_data_are_the_records_of_the_sweep_with_the_methods_own_settings(sweep):
     assert (quantized["top1"] == 70 + quantized["wbits"]).all()
     expected = [round(interval(top1, 10_000), 4) for top1 in table["top1"]]
     assert list(table["top1_interval"]) == expected
+    assert list(quantized["change"]) == pytest.approx(list(quantized["top1"] - 84.06))
 
 
 @pytest.mark.parametrize("sweep", HEADINGS)
@@ -54,16 +56,24 @@ def test_the_papers_curves_stand_beside_ours_with_the_papers_own_numbers(sweep):
     paper = read_records(ROOT / "results", "imagenet").paper
     figure = bit_width_figure([*swept(sweep), *swept(sweep, "resnet50")], sweep, paper)
     titles = [panel.get_title() for panel in figure.axes]
-    whose = ("ours", "the paper's ImageNet numbers")
-    assert titles == [f"ResNet-{depth}, {who}" for depth in (18, 50) for who in whose]
+    floating = {18: "69.76", 50: "76.15"}
+    assert titles == [
+        title
+        for depth in (18, 50)
+        for title in (
+            f"ResNet-{depth}, ours: floating point 84.06%",
+            f"ResNet-{depth}, the paper on ImageNet: floating point {floating[depth]}%",
+        )
+    ]
     assert "the paper's numbers on ImageNet" in figure.get_suptitle()
     numbers = pandas.read_csv(ROOT / "results/paper/imagenet_bitwidth_sweep.csv")
     numbers = numbers[(numbers["table"] == sweep) & ((numbers["abits"] == 32) | (sweep == "both"))]
-    for panel, model in zip(figure.axes[1::2], ("resnet18", "resnet50"), strict=True):
+    for panel, model, depth in zip(figure.axes[1::2], ("resnet18", "resnet50"), (18, 50), strict=True):
         lines = {line.get_gid(): line for line in panel.get_lines()}
         for method in ("tflite", "bitsplit"):
             published = numbers[(numbers["model"] == model) & (numbers["method"] == method)].set_index("wbits")["top1"]
-            assert list(lines[f"{model}-{method}"].get_ydata()) == list(published.sort_index())
+            changes = published.sort_index() - float(floating[depth])
+            assert list(lines[f"{model}-{method}"].get_ydata()) == pytest.approx(list(changes))
 
 
 def test_without_records_there_is_nothing_to_draw():
@@ -72,32 +82,56 @@ def test_without_records_there_is_nothing_to_draw():
     assert list(figures.bit_width_figures([make_run()])) == ["both"]
 
 
-def test_figure_has_a_panel_a_network_and_a_line_a_method_with_intervals():
+def test_figure_has_a_panel_a_network_and_a_line_a_method():
     runs = [*swept("both", "resnet50"), *swept("both"), *swept("both", "my_net", ("my_method", "bitsplit"))]
     figure = bit_width_figure(runs, "both")
     assert isinstance(figure, Figure)
     panels = [panel for panel in figure.axes if panel.get_visible()]
-    assert [panel.get_title() for panel in panels] == ["ResNet-18", "ResNet-50", "my_net"]
+    titles = [f"{name}: floating point 84.06%" for name in ("ResNet-18", "ResNet-50", "my_net")]
+    assert [panel.get_title() for panel in panels] == titles
     assert "glyphs validation, 10,000 images" in figure.get_suptitle()
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
     assert entries == ["floating point", "TF-Lite", "Bit-split", "my_method"]
     for panel in panels:
-        assert panel.get_ylabel() == "top-1 accuracy (%)" and panel.get_xlabel().endswith("(bits)")
+        assert panel.get_ylabel() == "change of top-1 (points)" and panel.get_xlabel().endswith("(bits)")
         lines = {line.get_gid(): line for line in panel.get_lines() if line.get_gid()}
         assert len(lines) == 3
         for name, line in lines.items():
             if name.endswith("fp32"):
-                assert set(line.get_ydata()) == {84.06} and line.get_linestyle() == "--"
+                assert set(line.get_ydata()) == {0} and line.get_linestyle() == "--"
             else:
-                assert list(line.get_ydata()) == [70 + width for width in sorted(WIDTHS)]
-        bars = [bar for container in panel.containers for bar in container.lines[2][0].get_segments()]
-        assert len(bars) == 2 * len(WIDTHS)
-        for (_, low), (_, high) in bars:
-            assert high - low == pytest.approx(2 * interval((low + high) / 2, 10_000), abs=1e-3)
+                assert list(line.get_ydata()) == pytest.approx([70 + width - 84.06 for width in sorted(WIDTHS)])
+
+
+def test_bars_are_paired_intervals_where_the_records_say_which_images_were_right():
+    draw = np.random.default_rng(0)
+    reference = draw.random(1000) < 0.8
+    runs = [
+        answered(np.where(draw.random(1000) < 0.1, ~reference, reference), reference, wbits=bits, abits=bits)
+        for bits in WIDTHS
+    ]
+    table, figure = curves(runs, "both"), bit_width_figure(runs, "both")
+    assert "paired" in figure.get_suptitle()
+    bars = [bar for container in figure.axes[0].containers for bar in container.lines[2][0].get_segments()]
+    drawn = sorted((high + low, high - low) for (_, low), (_, high) in bars)
+    quantized = table[table["method"] == "bitsplit"]
+    expected = sorted(zip(2 * quantized["change"], 2 * quantized["change_interval"], strict=True))
+    assert np.array(drawn) == pytest.approx(np.array(expected), abs=1e-6)
+
+
+def test_the_axis_ends_below_the_methods_that_hold_and_says_how_far_the_others_fall():
+    losses = {"bitsplit_plus": 3, "bitsplit": 6, "tflite": 40}
+    runs = [
+        make_run(method=m, wbits=b, abits=b, top1=84.06 - loss * (b == 3)) for m, loss in losses.items() for b in (3, 4)
+    ]
+    (panel,) = bit_width_figure(runs, "both").axes
+    low, high = panel.get_ylim()
+    assert -8 < low < -6 and 0 < high < 1 and panel.get_xlim() == (2.5, 4.5)
+    assert [text.get_text() for text in panel.texts] == ["▼ −40"]
 
 
 def test_methods_differ_in_colour_and_marker_and_keep_theirs():
-    known = styles.styles(["fp32", *PAPER_METHODS, "mine"])
+    known = styles.styles(["fp32", *methods.names(), "mine"])
     looks = [(style["color"], style["marker"]) for method, style in known.items() if method != "fp32"]
     assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == len(looks)
     assert styles.styles(["fp32", "lapq"])["lapq"] == known["lapq"]
