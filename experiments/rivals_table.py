@@ -2,7 +2,7 @@
 
 import pandas
 
-from bitsplit.report.paired import answers_of, paired_difference
+from bitsplit.report.paired import answers_of, paired_difference, verdict
 from bitsplit.report.render import Table
 from bitsplit.report.texts import bits_text, number_text, signed
 from bitsplit.report.titles import METHOD_TITLES, MODEL_TITLES, model_title
@@ -97,6 +97,4 @@ def _verdict(cell: pandas.Series) -> str:
         return cell["reason"]
     if pandas.isna(cell["ours_minus_theirs"]) or _is_ours(cell):
         return "–"
-    if abs(cell["ours_minus_theirs"]) <= cell["interval"]:
-        return "level"
-    return "above" if cell["ours_minus_theirs"] > 0 else "below"
+    return verdict(cell["ours_minus_theirs"], cell["interval"])

@@ -8,7 +8,7 @@ from bitsplit.report.styles import INCHES, PANEL_INCHES, legend_handles, styles
 from bitsplit.report.table5 import KINDS, TABLE5_BITS, table5
 from bitsplit.report.titles import FLOATING_POINT, model_title
 
-PRECISION_COLUMNS = ["model", "kind", "method", "wbits", "abits", "seeds", "ap"]
+PRECISION_COLUMNS = ["model", "kind", "method", "wbits", "abits", "seeds", "ap", "ap_interval"]
 
 
 def precision_curves(runs: list[dict]) -> pandas.DataFrame:
@@ -20,7 +20,7 @@ def precision_curves(runs: list[dict]) -> pandas.DataFrame:
 
 
 def detector_figure(runs: list[dict]) -> Figure:
-    """One panel a network and kind, one line a method, floating point dashed; weights have 4 bits."""
+    """One panel a network and kind, one line a method with 95% intervals, floating point dashed; 4-bit weights."""
     table = precision_curves(runs)
     looks = styles(table["method"].unique())
     groups = table.groupby(["model", "kind"], sort=False)
@@ -35,7 +35,7 @@ def detector_figure(runs: list[dict]) -> Figure:
             if method in FLOATING_POINT:
                 panel.axhline(line["ap"].iloc[0], **style)
             else:
-                panel.plot(line["abits"], line["ap"], **style)
+                panel.errorbar(line["abits"], line["ap"], line["ap_interval"], capsize=3, **style)
         panel.set_title(f"{model_title(model)}, {KINDS[kind]}")
         panel.set_xlabel("activations (bits)")
         panel.set_ylabel("AP (%)")

@@ -1,5 +1,7 @@
-"""Two networks on the same images, compared image by image: difference, interval and McNemar's exact test."""
+"""Two networks on the same images: difference, interval and p, of classifiers by McNemar's exact test image by image,
+of detectors by the jackknife."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import numpy as np
 from bitsplit.answers import right_answers
 from bitsplit.errors import InputError
 from bitsplit.report import record
-from bitsplit.report.accuracy import paired_interval
-from bitsplit.report.titles import method_title, model_title
+from bitsplit.report.accuracy import jackknife_interval, jackknife_p, paired_interval
+from bitsplit.report.titles import METRIC_TITLES, method_title, model_title
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,8 @@ class PairedDifference:
 
     @property
     def verdict(self) -> str:
-        """Of the first: above, below, or level where the difference lies inside its interval."""
-        if abs(self.points) <= self.interval:
-            return "level"
-        return "above" if self.points > 0 else "below"
+        """Of the first, as `verdict` says it."""
+        return verdict(self.points, self.interval)
 
     @property
     def p(self) -> float:
@@ -37,6 +37,17 @@ class PairedDifference:
 
         discordant = self.first_only + self.second_only
         return float(binomtest(self.first_only, discordant).pvalue) if discordant else 1.0
+
+
+def verdict(points: float, interval: float) -> str:
+    """Above, below, or level where the difference lies inside its interval.
+
+    >>> verdict(0.4, 0.5), verdict(-0.6, 0.5)
+    ('level', 'below')
+    """
+    if abs(points) <= interval:
+        return "level"
+    return "above" if points > 0 else "below"
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> PairedDifference:
@@ -60,34 +71,52 @@ def answers_of(metrics: dict) -> np.ndarray | None:
 def compare(first: Path, second: Path) -> str:
     """What `python -m bitsplit.report compare FIRST SECOND` prints of two records of the same images.
 
-    Raises InputError for what is no record, does not say which images were right, or was measured on other images.
+    Raises InputError for what is no record, does not say what `compare` needs, or was measured on other images.
     """
-    runs = [_classified(path) for path in (first, second)]
+    runs = [_comparable(path) for path in (first, second)]
     places = [(run["data"]["name"], run["data"]["title"], run["metrics"]["quantized"]["skipped"]) for run in runs]
     if places[0] != places[1]:
         raise InputError(f"the records are of different images: {places[0][1]}, and {places[1][1]}")
     networks = {_title(run): run["metrics"]["quantized"] for run in runs}
     networks |= {f"{model_title(run['model'])} in floating point": run["metrics"]["fp32"] for run in runs}
-    images = {title: answers_of(metrics) for title, metrics in networks.items()}
-    lines = [runs[0]["data"]["title"]]
-    lines += [f"  {title}: top-1 {100 * right.mean():.2f}" for title, right in images.items()]
-    titles = list(images)
+    titles = list(networks)
     pairs = [(titles[0], other) for other in titles[1:]] + [(titles[1], other) for other in titles[2:]]
+    compared = _accuracies if "correct" in networks[titles[0]] else _precisions
+    return "\n".join([runs[0]["data"]["title"], *compared(networks, pairs)])
+
+
+def _comparable(path: Path) -> dict:
+    if not path.is_file() or (run := record.read(path)) is None:
+        raise InputError(f"{path} is no record; give two files of results/<data>/runs")
+    if not {"correct", "bbox_ap_without"} & run["metrics"]["quantized"].keys():
+        raise InputError(f"{path} does not say which images were right: run its cell again with force=true")
+    return run
+
+
+def _accuracies(networks: dict[str, dict], pairs: list[tuple[str, str]]) -> Iterator[str]:
+    images = {title: answers_of(metrics) for title, metrics in networks.items()}
+    yield from (f"  {title}: top-1 {100 * right.mean():.2f}" for title, right in images.items())
     for one, other in pairs:
         difference = paired_difference(images[one], images[other])
-        lines.append(
+        yield (
             f"{one} minus {other}: {difference.points:+.2f} ± {difference.interval:.2f} points, {difference.verdict} "
             f"(right alone {difference.first_only} and {difference.second_only}, p = {difference.p:.2g})"
         )
-    return "\n".join(lines)
 
 
-def _classified(path: Path) -> dict:
-    if not path.is_file() or (run := record.read(path)) is None:
-        raise InputError(f"{path} is no record; give two files of results/<data>/runs")
-    if "correct" not in run["metrics"]["quantized"]:
-        raise InputError(f"{path} does not say which images were right: run its cell again with force=true")
-    return run
+def _precisions(networks: dict[str, dict], pairs: list[tuple[str, str]]) -> Iterator[str]:
+    kinds = [name for name in ("bbox_ap", "segm_ap") if all(name in metrics for metrics in networks.values())]
+    for title, metrics in networks.items():
+        yield f"  {title}: " + ", ".join(f"{METRIC_TITLES[kind]} {metrics[kind]:.2f}" for kind in kinds)
+    for one, other in pairs:
+        for kind in kinds:
+            points = networks[one][kind] - networks[other][kind]
+            without = np.subtract(*(networks[title][f"{kind}_without"] for title in (one, other)))
+            half = jackknife_interval(without)
+            yield (
+                f"{one} minus {other}, {METRIC_TITLES[kind]}: {points:+.2f} ± {half:.2f} points, "
+                f"{verdict(points, half)} (p = {jackknife_p(points, without):.2g})"
+            )
 
 
 def _title(run: dict) -> str:

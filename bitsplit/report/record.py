@@ -14,6 +14,7 @@ _NUMBER, _TEXT, _COUNT = {"type": "number"}, {"type": "string"}, {"type": "integ
 _METRICS = {
     "type": "object",
     "properties": {"images": _COUNT, "skipped": _COUNT, "correct": _TEXT},
+    "patternProperties": {"_ap_without$": {"type": "array", "items": _NUMBER}},
     "required": ["images", "skipped"],
     "additionalProperties": {"type": ["number", "null"]},
 }

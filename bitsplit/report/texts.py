@@ -11,8 +11,7 @@ def top1_text(cell: pandas.Series) -> str:
     point with its own, ..."""
     remarks = []
     if pandas.notna(cell["drop"]):
-        half = f" ± {cell['drop_interval']:.2f}" if pandas.notna(cell["drop_interval"]) else ""
-        remarks.append(signed(-cell["drop"]) + half)
+        remarks.append(drop_text(cell))
     if cell["seeds"] > 1:
         remarks.append(f"{cell['seeds']} seeds, spread {cell['top1_spread']:.2f}")
     return _accuracy_text(cell, "top1", [*remarks, *_paper_text(cell["paper_top1"], cell["difference"])])
@@ -35,6 +34,11 @@ def legend(table: pandas.DataFrame) -> str:
     if table["paper_top1"].notna().any():
         parts.append("then the paper's number and ours minus the paper's")
     return "; ".join(parts)
+
+
+def drop_text(cell: pandas.Series) -> str:
+    """−0.14 ± 0.31: the change from floating point, and half the width of its interval where there is one."""
+    return signed(-cell["drop"]) + (f" ± {cell['drop_interval']:.2f}" if pandas.notna(cell["drop_interval"]) else "")
 
 
 def signed(points: float) -> str:

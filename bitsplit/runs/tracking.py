@@ -39,7 +39,7 @@ class WandB:
         )
         try:
             for network, metrics in run["metrics"].items():
-                numbers = {name: value for name, value in metrics.items() if name != "correct"}
+                numbers = {name: value for name, value in metrics.items() if not isinstance(value, (str, list))}
                 tracked.summary.update({f"{network}/{name}": value for name, value in numbers.items()})
             tracked.summary.update({f"seconds/{phase}": value for phase, value in run["seconds"].items()})
             layers = pandas.DataFrame(run["layers"]).astype({"shape": str})

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,12 +10,14 @@ from bitsplit.errors import InputError
 from bitsplit.tasks.detection import average_precision
 
 
-def by_hand(annotations, detections, kind) -> list[float]:
+def by_hand(annotations, detections, kind, images=None) -> list[float]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     truth = COCO(str(annotations))
     evaluation = COCOeval(truth, truth.loadRes(str(detections)), kind)
+    if images:
+        evaluation.params.imgIds = images
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -40,9 +43,36 @@ def test_the_truth_as_detections_is_perfect_and_nothing_found_is_nothing(coco_ro
     truth = json.loads(annotations.read_text())["annotations"]
     file = tmp_path / "found.json"
     file.write_text(json.dumps([{key: one[key] for key in keys} | {"score": 0.9} for one in truth]))
-    assert average_precision(annotations, file, "bbox") == pytest.approx({"ap": 100, "ap50": 100, "ap75": 100})
+    found = average_precision(annotations, file, "bbox")
+    assert [found[name] for name in ("ap", "ap50", "ap75")] == pytest.approx([100, 100, 100])
     file.write_text("[]")
-    assert average_precision(annotations, file, "bbox") == {"ap": 0, "ap50": 0, "ap75": 0}
+    assert average_precision(annotations, file, "bbox") == {"ap": 0, "ap50": 0, "ap75": 0, "ap_without": []}
+
+
+def test_precision_without_a_block_is_pycocotools_on_the_other_images(tmp_path):
+    draw = np.random.default_rng(0)
+    images = [{"id": 7 * index + 3, "width": 100, "height": 100, "file_name": f"{index}.png"} for index in range(60)]
+    boxes = draw.uniform(5, 45, (60, 4, 4)).round(1)
+    truth = [
+        {"id": 4 * i + k + 1, "image_id": images[i]["id"], "category_id": 1 + k % 2, "iscrowd": 0}
+        | {"bbox": boxes[i, k].tolist(), "area": float(boxes[i, k, 2] * boxes[i, k, 3])}
+        for i in range(60)
+        for k in range(4)
+    ]
+    categories = [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}]
+    annotations, file = tmp_path / "truth.json", tmp_path / "found.json"
+    annotations.write_text(json.dumps({"images": images, "annotations": truth, "categories": categories}))
+    found = [
+        {key: one[key] for key in ("image_id", "category_id")}
+        | {"bbox": (np.array(one["bbox"]) + draw.normal(0, 3, 4)).tolist(), "score": draw.random()}
+        for one in truth
+    ]
+    file.write_text(json.dumps(found))
+    precisions = average_precision(annotations, file, "bbox")
+    assert len(precisions["ap_without"]) == 50 and len(set(precisions["ap_without"])) > 10
+    for block in (0, 9, 10, 49):
+        others = [image["id"] for place, image in enumerate(images) if place % 50 != block]
+        assert precisions["ap_without"][block] == pytest.approx(by_hand(annotations, file, "bbox", others)[0], abs=1e-4)
 
 
 def test_calibration_reads_training_scenes_through_the_pipeline(detection):

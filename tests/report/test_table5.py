@@ -1,8 +1,12 @@
 """Table 5 and its figure, from records of detectors."""
 
+import re
+
+import numpy as np
 import pandas
+import pytest
 from conftest import ROOT
-from records import make_run
+from records import make_run, report, write_runs
 
 from bitsplit.report import figures
 from bitsplit.report.detector_figure import detector_figure, precision_curves
@@ -66,6 +70,41 @@ def test_other_tables_and_lines_of_a_detector():
     assert {"bbox_ap", "segm_ap75", "bbox_ap_drop"} <= set(table.cells.columns) and "top1" not in table.cells
     line = run_line(detector_run("mask_rcnn", ap=50.25))
     assert "box AP 50.25 (-0.75), mask AP 50.25 (-0.75)" in line
+
+
+def test_changes_have_intervals_where_the_records_have_blocks_of_images():
+    """Those of the differences, which are narrower where both networks find the same hard."""
+    without = np.random.default_rng(0).normal(50, 0.2, 50)
+    run = detector_run(ap=50.0, fp32=51.0)
+    for name, shift in {"quantized": 0, "fp32": 1}.items():
+        noise = np.random.default_rng(shift).normal(0, 0.01, 50)
+        run["metrics"][name] = run["metrics"][name] | {"bbox_ap_without": list(without + shift + noise)}
+    table = table5(Records("glyphs_coco", [run]))
+    cell = table.cells.set_index(["model", "method", "abits", "kind"]).loc[("retinanet", "bitsplit", 4, "bbox")]
+    assert 0 < cell["drop_interval"] < cell["ap_interval"] / 5
+    shown = table.shown.set_index(["setting", "method"])["RetinaNet, box"]
+    assert shown["A4W4", "Bit-split"] == f"50.0 / 52.0 / 51.0 (−1.00 ± {cell['drop_interval']:.2f})"
+    bars = detector_figure([run]).axes[0].containers[0].lines[2][0].get_segments()
+    assert bars[0][1][1] - bars[0][0][1] == pytest.approx(2 * cell["ap_interval"])
+
+
+def test_two_records_of_detectors_are_compared(tmp_path):
+    draw, runs = np.random.default_rng(0), []
+    for method, ap in {"bitsplit": 50.0, "tflite": 47.0}.items():
+        run = detector_run("mask_rcnn", method, ap=ap, fp32=51.0)
+        for metrics in run["metrics"].values():
+            metrics |= {f"{kind}_ap_without": list(draw.normal(50, 0.02, 50)) for kind in ("bbox", "segm")}
+        runs.append(run)
+    write_runs(tmp_path, *runs)
+    done = report(tmp_path, "compare", *sorted(map(str, tmp_path.rglob("*.json"))))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1] == "  Mask R-CNN Bit-split W4A4: box AP 50.00, mask AP 50.00"
+    assert re.fullmatch(
+        r"Mask R-CNN Bit-split W4A4 minus Mask R-CNN TF-Lite W4A4, box AP: \+3\.00 ± 0\.\d\d points, above \(p = .+\)",
+        lines[4],
+    )
+    assert len(lines) == 4 + 6
 
 
 def test_the_figure_draws_the_tables_numbers():
