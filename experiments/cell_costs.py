@@ -95,12 +95,10 @@ def seconds_of_cells(cells: list[Cell], speed: Speed, images: int, batch_size: i
     for settings in {cell.settings.batch_norm for cell in cells if cell.settings.batch_norm.mode != "none"}:
         seconds += evaluation + batch_norm(settings)  # the floating-point network with the same re-estimation
     for cell in {cell.weights for cell in cells}:
-        seconds += batch_norm(cell.settings.batch_norm)
         if cell.method.algorithm:
             seconds += speed.solve[cell.method.algorithm] * cell.settings.bits.wbits / 4  # planes and rounds grow so
     for cell in cells:
-        seconds += evaluation + cell.method.refinement_images * speed.evaluation
+        seconds += evaluation + cell.method.refinement_images * speed.evaluation + batch_norm(cell.settings.batch_norm)
         if cell.settings.bits.abits != FLOAT_BITS:
-            scales = cell.settings.calibration.scale_batches * batch_size * speed.evaluation
-            seconds += scales + batch_norm(cell.settings.batch_norm)
+            seconds += cell.settings.calibration.scale_batches * batch_size * speed.evaluation
     return seconds

@@ -1,4 +1,4 @@
-"""Hours that the paper's tables take on this machine, from a few images: by default on full ImageNet.
+"""Hours and disk that the paper's tables take on this machine, from a few images: by default on full ImageNet.
 
 Command:  python experiments/estimate_cost.py [--devices 8] [data=imagenet data.root=FOLDER]
 Data:     none; random images and random weights, which take the same time. With arguments of run.py those that they
@@ -15,9 +15,10 @@ from cell_costs import Cell, Speed, cells_of, model_of, seconds_of_cells, sweep_
 from hydra import compose
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from network_speed import Subject, decoding_seconds, measure_speed, random_subject, run_subject
+from network_speed import Subject, decoding_seconds, measure_speed, random_subject, run_subject, statistics_bytes
 from omegaconf.errors import OmegaConfBaseException
 from script import configurations, parser_of
+from torch import nn
 from tqdm import tqdm
 
 from bitsplit.data.imagenet import IMAGENET_VALIDATION
@@ -66,10 +67,11 @@ def counts(experiments: dict[str, str], tables: dict[str, list[Cell]], arguments
     return ", ".join(f"{table} {len(tables[table])} of {number}" for table, number in every.items())
 
 
-def speed_row(name: str, speed: Speed) -> dict:
+def speed_row(name: str, speed: Speed, network: nn.Module) -> dict:
     solve = {f"{algorithm} W4, s": seconds for algorithm, seconds in speed.solve.items()}
     return {
         "network": MODEL_TITLES[name],
+        "statistics, GB": statistics_bytes(network) / 1e9,
         "evaluation, images/s": 1 / speed.evaluation,
         "batch-norm, images/s": 1 / speed.batch_norm,
         "calibration, s": speed.calibration,
@@ -126,7 +128,7 @@ def estimate(arguments: list[str], device: torch.device, devices: int, images: i
             subject = random_subject(name, device, sample, images or IMAGENET_VALIDATION)
         methods = {cell.method for cell in chain(*tables.values()) if cell.model == name}
         speed = measure_speed(subject, sorted({method.algorithm for method in methods if method.algorithm}))
-        speeds.append(speed_row(name, speed))
+        speeds.append(speed_row(name, speed, subject.network))
         rows += hour_rows(name, tables, speed, subject)
     device = subject.images.device
     print(f"\nMeasured on {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'this CPU'}, {title}:")

@@ -89,6 +89,12 @@ def measure_speed(subject: Subject, algorithms: Iterable[str]) -> Speed:
     )
 
 
+def statistics_bytes(network: nn.Module) -> int:
+    """What the Gram matrices of all layers take on disk."""
+    weights = map(grouped_weight, weighted_layers(network).values())
+    return sum(len(weight) * weight.shape[-1] ** 2 * weight.element_size() for weight in weights)
+
+
 def solve_seconds(network: nn.Module, device: torch.device, algorithm: str) -> float:
     """4-bit weights for every layer, timed once for each number of inputs on a few rows of a random problem."""
     total, timings = 0.0, {}
