@@ -16,7 +16,7 @@ from script import ROOT, parser_of, use_one_thread
 import bitsplit
 from bitsplit.data.coco import GlyphsCoco
 from bitsplit.networks.detectors import Detector
-from bitsplit.report.scene_figure import scene_figure
+from bitsplit.report.scene_figure import marked_changes, scene_figure
 from bitsplit.report.titles import MODEL_TITLES, PAPER_DETECTORS
 from bitsplit.settings import Settings
 from bitsplit.tasks.detection import Detection
@@ -38,10 +38,14 @@ def main() -> None:
         settings = Settings(layers=task.layers)
         batches = task.calibration(settings.calibration.batch_size, settings.batch_norm.batches, seed=0)
         quantized = bitsplit.quantize(task.module, batches, wbits=4, abits=4, settings=settings)
-        for what, module in (("floating point", task.module), ("W4A4", quantized)):
-            columns[f"{MODEL_TITLES[name]}, {what}"] = task.detections(module, LEAST_SCORE)
+        before, after = (task.detections(module, LEAST_SCORE) for module in (task.module, quantized))
+        columns[f"{MODEL_TITLES[name]}, floating point"] = before
+        columns[f"{MODEL_TITLES[name]}, W4A4"] = {
+            index: marked_changes(before[index], after[index]) for index in arguments.scenes
+        }
     title = (
-        f"glyphs_coco, scenes {', '.join(map(str, arguments.scenes))} of the validation set; scores above {LEAST_SCORE}"
+        f"glyphs_coco, scenes {', '.join(map(str, arguments.scenes))} of the validation set; scores above "
+        f"{LEAST_SCORE}\nW4A4: dotted what floating point alone finds, thick what W4A4 alone finds"
     )
     images = {index: np.asarray(Image.open(task.image(index))) for index in arguments.scenes}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

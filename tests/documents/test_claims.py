@@ -1,0 +1,96 @@
+"""What README and docs say of one method against another holds within the paired intervals of the records.
+
+A paragraph that says so names the cells in a comment behind it, which nobody sees on the page:
+
+    <!-- claim: glyphs W2A4 bitsplit_plus > bitsplit_lattice on resnet18 resnet50 -->   above on each of the networks
+    <!-- claim: glyphs W2A4 bitsplit_plus = bitsplit_lattice on vgg16_bn -->            level on each
+    <!-- claim: glyphs W3A3 bitsplit_plus loses < 0.7 bitsplit on resnet18 resnet50 --> of the mean over the networks
+    <!-- claim: rivals W3A3 bitsplit_plus > brevitas_gptq/after on resnet18 -->         the rivals' own records
+"""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from bitsplit.report import record
+from bitsplit.report.accuracy import paired_interval
+from bitsplit.report.paired import answers_of, paired_difference
+
+PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLAIM = re.compile(
+    r"<!-- claim: (?P<data>\S+) W(?P<wbits>\d+)A(?P<abits>\d+) (?P<first>\S+) "
+    r"(?P<relation>>|=|loses < (?P<share>[\d.]+)) (?P<second>\S+) on (?P<models>[^>]+) -->"
+)
+ORDER = re.compile(
+    r"\b(is|are|lies?|stays?) (above|below|level|ahead)|\bloses? (less|more|at most|half|about|no more)|\bbeats?\b"
+    r"|\bbetter than\b|\bmore accurate\b|\border of the methods",
+    re.IGNORECASE,
+)
+OF_METHODS = re.compile(r"\b(plus|lattice|bit-split|ECAQ|TF-Lite|TensorRT|LAPQ|Qronos|GPTQ|methods)\b")
+
+
+def claims() -> list[tuple[str, re.Match]]:
+    found = [(page, match) for page in PAGES for match in re.finditer("<!-- claim:.*?-->", page.read_text())]
+    return [(str(page.relative_to(ROOT)), match.group()) for page, match in found]
+
+
+def metrics_of(data: str, model: str, method: str, wbits: str, abits: str) -> dict[str, dict]:
+    if data == "rivals":
+        rival, _, batch_norm = method.partition("/")
+        wanted = [model, rival, batch_norm or "none", int(wbits), int(abits)]
+        keys = ("network", "rival", "batch_norm", "wbits", "abits")
+        runs = [json.loads(path.read_text()) for path in (ROOT / "results/glyphs/rivals").glob("*.json")]
+        (run,) = [run for run in runs if [run[key] for key in keys] == wanted]
+        return {"quantized": run["metrics"]}
+    return record.read(ROOT / f"results/{data}/runs/{model}-{method}-w{wbits}a{abits}-s0.json")["metrics"]
+
+
+def holds(claim: str) -> bool:
+    match = CLAIM.fullmatch(claim)
+    assert match, f"{claim} is none of the forms above"
+    place = match["wbits"], match["abits"]
+    pairs = [
+        [metrics_of(match["data"], model, method, *place) for method in (match["first"], match["second"])]
+        for model in match["models"].split()
+    ]
+    if match["share"]:
+        lost = [
+            (1 - float(match["share"])) * answers_of(second["fp32"])
+            - answers_of(first["quantized"])
+            + float(match["share"]) * answers_of(second["quantized"])
+            for first, second in pairs
+        ]
+        mean = np.mean(lost, axis=0)
+        return 100 * mean.mean() + paired_interval(mean) < 0
+    verdict = {">": "above", "=": "level"}[match["relation"]]
+    return all(
+        paired_difference(*(answers_of(metrics["quantized"]) for metrics in pair)).verdict == verdict for pair in pairs
+    )
+
+
+@pytest.mark.parametrize("page, claim", claims())
+def test_claims_hold_within_their_intervals(page, claim):
+    assert holds(claim), f"{page}: the records do not support {claim}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_paragraph_about_an_order_of_methods_names_its_cells(page):
+    paragraphs = re.split(r"\n\s*\n", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+    prose = [paragraph for paragraph in paragraphs if not paragraph.lstrip().startswith("|")]
+    bare = [
+        paragraph
+        for paragraph in prose
+        if ORDER.search(paragraph) and OF_METHODS.search(paragraph) and "<!-- claim:" not in paragraph
+    ]
+    assert bare == []
+
+
+def test_a_claim_that_the_records_do_not_support_is_found():
+    assert not holds("<!-- claim: glyphs W3A3 tflite > bitsplit on resnet18 -->")
+    assert not holds("<!-- claim: glyphs W3A3 tflite = bitsplit on resnet18 -->")
+    assert not holds("<!-- claim: glyphs W3A3 tflite loses < 0.9 bitsplit on resnet18 -->")
+    assert holds("<!-- claim: glyphs W3A3 bitsplit > tflite on resnet18 -->")
+    assert holds("<!-- claim: glyphs W3A3 bitsplit loses < 0.9 tflite on resnet18 -->")
