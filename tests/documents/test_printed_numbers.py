@@ -29,7 +29,7 @@ NOT_RUN = "not run"
 
 
 def measured() -> pandas.DataFrame:
-    """What every record with a method's own settings, and the paper, say of a network: a row for each metric."""
+    """What the records with a method's own settings, means over their seeds, and the paper say of a network."""
     rows = []
     for path in (ROOT / "results").glob("*/runs/*.json"):
         run = json.loads(path.read_text())
@@ -37,11 +37,13 @@ def measured() -> pandas.DataFrame:
         rows.append(cell | {"method": "fp32"} | run["metrics"]["fp32"])
         if run["variant"] == "":
             rows.append(cell | {key: run[key] for key in ("method", "wbits", "abits")} | run["metrics"]["quantized"])
+    records = pandas.DataFrame(rows).fillna({"wbits": 32, "abits": 32})
+    means = records.groupby(["data", "model", "method", "wbits", "abits"], as_index=False).mean(numeric_only=True)
     paper = [pandas.read_csv(path) for path in (ROOT / "results/paper").glob("*.csv")]
     for table in paper:
         for task in METRICS.values() if "task" in table else ():
             table[task] = table["ap"].where(table["task"] == task.removesuffix("_ap"))
-    return pandas.concat([pandas.DataFrame(rows), *(table.assign(data="paper") for table in paper)], ignore_index=True)
+    return pandas.concat([means, *(table.assign(data="paper") for table in paper)], ignore_index=True)
 
 
 def everything() -> set[float]:
