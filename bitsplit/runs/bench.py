@@ -42,7 +42,7 @@ class Bench:
             "network": self.task.network.identity,
             "data": dataclasses.asdict(data) | {"title": self.task.title, "root": root and str(Path(root).resolve())},
             "calibration": dataclasses.asdict(settings.calibration) | {"batches": batches, "seed": settings.seed},
-            "arithmetic": [device, torch.get_num_threads(), torch.__version__],
+            "arithmetic": [torch.device(device).type, torch.get_num_threads(), torch.__version__],
         }
         self._reads: dict[str, LayerReads] | None = None
         self._statistics: ptq.Statistics | None = None

@@ -23,6 +23,7 @@ from bitsplit.report import record
 from bitsplit.report.summary import run_table
 from bitsplit.runs import provenance
 from bitsplit.runs.bench import KEPT, Bench, bench_of
+from bitsplit.runs.devices import named_device
 from bitsplit.runs.options import build_object, check_values, object_values, plain_values
 from bitsplit.runs.products import PRODUCTS, Finished, file_in, wanted_products
 from bitsplit.settings import BatchNorm, Bits, Cache, Calibration, Layers, Settings
@@ -47,7 +48,7 @@ class Run:
     def of(cls, config: DictConfig) -> "Run":
         """Raises InputError for whatever the user can put right."""
         method: Method = build_object("method", object_values(config, "method", "bitsplit.methods"))
-        settings, device = settings_of(config), _device(config.device)
+        settings, device = settings_of(config), named_device(config.device)
         bench = _bench(config, settings, device)
         available, layers = len(bench.calibration), bench.task.layers
         settings = decided(settings, method, available)
@@ -151,7 +152,7 @@ def evaluate(config: DictConfig) -> dict:
             f"evaluate=FILE quantizes nothing that {wanted[0]}=FILE could be made of; leave one of them out"
         )
     path, _ = file_in(config, "evaluate"), _cache_of(config)
-    settings, device = settings_of(config), _device(config.device)
+    settings, device = settings_of(config), named_device(config.device)
     bench = _bench(config, settings, device)
     quantized = load(path, bench.task.module)
     metrics = {"fp32": bench.float_metrics, "quantized": bench.task.evaluate(quantized, "quantized")}
@@ -250,15 +251,3 @@ def _variant(method: Method, settings: Settings, prescribed: BatchNorm) -> str:
 
 def _prescribed_bits(method: Method, settings: Settings) -> Bits:
     return Bits(settings.bits.wbits, settings.bits.abits).decided(method.edge_bits, settings.convention)
-
-
-def _device(name: object) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if not isinstance(name, str):
-        raise InputError(f"device must be auto, cpu, cuda or the like; got {name!r}")
-    try:
-        torch.empty(0, device=name).numpy(force=True)  # which the device "meta" cannot give
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name} is not available here; use device=cpu or device=auto") from error
-    return name
