@@ -29,7 +29,7 @@ KERNEL := metadata.kernelspec $(addprefix metadata.language_info.,version codemi
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-lite setup-rivals setup-detection demo test test-fast test-detection lint format \
 	table4 table4-equal table-weights table-both table-two-bits table-conventions table5 predictions tables figures \
-	results-lite results-beyond table-ablation table-rivals deploy bench verify-results reproduce reproduce-imagenet reproduce-coco \
+	results-lite results-beyond results-seeds table-ablation table-rivals deploy bench verify-results reproduce reproduce-imagenet reproduce-coco \
 	comparison notebooks lock clean
 
 help:  ## Show this list
@@ -142,6 +142,13 @@ predictions: $(DETECTION)  ## Draw what the detectors find in floating point and
 results-beyond: setup  ## Add the rows of what goes beyond the paper's code to the three tables
 	$(MAKE) table4 ARGS="method=bitsplit_ecaq,bitsplit_lattice,bitsplit_plus $(ARGS)"
 	$(MAKE) table-weights table-both ARGS="method=bitsplit_lattice,bitsplit_plus $(ARGS)"
+
+results-seeds: SEEDS = -m data=$(DATA) hydra/launcher=$(LAUNCHER) $(if $(ROOT),$(DATA_ROOT)) $(FORCED) \
+	model=resnet18,resnet50,resnet101,vgg16_bn method=tflite,bitsplit,bitsplit_lattice,bitsplit_plus seed=0,1,2,3,4
+results-seeds: setup  ## Add calibration seeds 1 to 4 to the cells W4A4, W3A32 and W3A3 (ARGS="model=resnet18")
+	$(RUN) run.py $(SEEDS) wbits=4 abits=4 $(ARGS)
+	$(RUN) run.py $(SEEDS) wbits=3 abits=32,3 $(ARGS)
+	$(RUN) -m bitsplit.report table_both $(DATA)
 
 table-rivals: setup  ## Rivals on equal terms: brevitas, aimet-torch and ours (after setup-rivals)
 	$(RUN) experiments/rivals.py $(ARGS)
