@@ -104,6 +104,7 @@ format: setup  ## Apply ruff's fixes and format
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+comma := ,
 # Fills the missing cells of an experiment, then prints its table, also when cells have failed: fill,experiment,table
 define fill
 	@$(RUN) run.py -m experiment=$(1) data=$(DATA) hydra/launcher=$(LAUNCHER) $(if $(ROOT),$(DATA_ROOT)) $(FORCED) $(ARGS); \
@@ -143,12 +144,9 @@ results-beyond: setup  ## Add the rows of what goes beyond the paper's code to t
 	$(MAKE) table4 ARGS="method=bitsplit_ecaq,bitsplit_lattice,bitsplit_plus $(ARGS)"
 	$(MAKE) table-weights table-both ARGS="method=bitsplit_lattice,bitsplit_plus $(ARGS)"
 
-results-seeds: SEEDS = -m data=$(DATA) hydra/launcher=$(LAUNCHER) $(if $(ROOT),$(DATA_ROOT)) $(FORCED) \
-	model=resnet18,resnet50,resnet101,vgg16_bn method=tflite,bitsplit,bitsplit_lattice,bitsplit_plus seed=0,1,2,3,4
 results-seeds: setup  ## Add calibration seeds 1 to 4 to the cells W4A4, W3A32 and W3A3 (ARGS="model=resnet18")
-	$(RUN) run.py $(SEEDS) wbits=4 abits=4 $(ARGS)
-	$(RUN) run.py $(SEEDS) wbits=3 abits=32,3 $(ARGS)
-	$(RUN) -m bitsplit.report table_both $(DATA)
+	$(call fill,seeds wbits=4 abits=4,table_both)
+	$(call fill,seeds wbits=3 abits=32$(comma)3,table_both)
 
 table-rivals: setup  ## Rivals on equal terms: brevitas, aimet-torch and ours (after setup-rivals)
 	$(RUN) experiments/rivals.py $(ARGS)
