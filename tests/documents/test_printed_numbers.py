@@ -152,7 +152,7 @@ def test_every_exception_is_still_needed():
     [
         ("README.md", "| floating point | 84.06 |", "| floating point | 84.07 |"),
         ("README.md", "| LAPQ | 82.50 | not run |", "| LAPQ | not run | 82.50 |"),
-        ("results/README.md", "| **Bit-split** | 83.80 / 82.60 |", "| **Bit-split** | 82.60 / 83.80 |"),
+        ("results/README.md", "| **Bit-split** | 83.96 / 82.61 |", "| **Bit-split** | 82.61 / 83.96 |"),
         ("results/README.md", "| floating point | 84.06 |", "| floating point | 84.07 |"),
         ("results/README.md", "| 85.60 | 84.80 | 11.80 |", "| 85.60 | 84.80 | 11.60 |"),
         ("results/README.md", "TF-Lite | 69.76 | 69.57 | 55.53 |", "TF-Lite | 69.76 | 69.57 | 69.11 |"),
