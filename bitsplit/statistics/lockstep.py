@@ -4,6 +4,8 @@ No network is traced. Each forward runs in a thread of its own and waits at ever
 then whoever drives the pass sees what the layer reads on all images at once, and may change the layer before it runs.
 """
 
+import contextlib
+import ctypes
 import threading
 import weakref
 from collections import Counter
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from bitsplit.errors import InputError
 from bitsplit.layers.batch_norm import norms_by_mean
@@ -20,6 +24,9 @@ from bitsplit.layout import weighted_layers
 from bitsplit.statistics.batches import pieces as pieces_of
 from bitsplit.statistics.capture import LayerCall, NumberedCalls
 from bitsplit.statistics.reads import LayerReads
+
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+_LARGE, _LARGEST = 2**20, 2**25  # bytes; the second is where malloc itself ends up after tensors of that size
 
 
 def images_in_memory(networks: Sequence[nn.Module], batches: Iterable[Tensor], memory_gb: float) -> list[Tensor]:
@@ -37,29 +44,29 @@ def images_in_memory(networks: Sequence[nn.Module], batches: Iterable[Tensor], m
 
 @torch.no_grad()
 def _held_bytes(network: nn.Module, images: Tensor) -> int:
-    """The most that a forward of the images holds where a layer is called."""
-    held = _HeldTensors(network)
+    """The most that the tensors of a forward of the images take at any time, but for what one operation needs."""
+    held = _HeldTensors()
     with held:
         network(images.clone())
     return held.most
 
 
-class _HeldTensors(NumberedCalls):
-    """Knows at each layer's call how many bytes the tensors take that were made in the forward and are still there."""
+class _HeldTensors(TorchFunctionMode):
+    """Knows after each function how many bytes the tensors take that were made in the forward and are still there."""
 
-    def __init__(self, network: nn.Module):
-        super().__init__(network, weighted_layers(network), self._measure)
+    def __init__(self):
+        super().__init__()
         self._made: list[weakref.ref] = []
         self.most = 0
 
-    def returned(self, number: int, func: Callable, args: tuple, result: Tensor) -> None:
-        self._made.append(weakref.ref(result))
-
-    def _measure(self, name: str, call: LayerCall) -> None:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self._made += [weakref.ref(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         alive = [tensor for made in self._made if (tensor := made()) is not None]
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}
         self.most = max(self.most, sum(storages.values()))
         self._made = [weakref.ref(tensor) for tensor in alive]
+        return result
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ class Lockstep:
         ]
 
     def __enter__(self) -> "Lockstep":
+        _return_freed(_LARGE)
         self._threads = torch.get_num_threads()
         for calls in self._calls:
             calls.watch()
@@ -114,6 +122,7 @@ class Lockstep:
         for calls in self._calls:
             calls.unwatch()
         torch.set_num_threads(self._threads)
+        _return_freed(_LARGEST)
 
     def __iter__(self) -> Iterator[Stop]:
         """Raises what a forward has raised, and InputError where forwards take different ways."""
@@ -147,6 +156,15 @@ class Lockstep:
 
     def _every(self) -> "list[_Forward]":
         return [forward for forwards in self._forwards for forward in forwards]
+
+
+def _return_freed(size: int) -> None:
+    """Has memory of so many bytes and more returned to the system whenever it is freed, where malloc is glibc's.
+
+    Else it stays with the many threads' heaps, between what is still waiting: two to three times as much as waits.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, size)
 
 
 class _Ended(BaseException):
