@@ -23,7 +23,7 @@ def paired_interval(differences: np.ndarray) -> float:
     A difference is that of right (1) and wrong (0), or of its means over several seeds.
 
     >>> round(paired_interval(np.array([1, 0, 0, -1, 1, 0, 0, 0, 0, 0])), 2)
-    33.47
+    33.38
     """
     return float(100 * NORMAL_95 * np.std(differences) / len(differences) ** 0.5)
 
