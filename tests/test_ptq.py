@@ -24,13 +24,12 @@ from small_networks import (
     outputs,
     quantized_layers,
 )
-from torch import nn
 
 import bitsplit
 from bitsplit import methods, ptq
 from bitsplit.errors import InputError
 from bitsplit.layers.quantized import QuantizedLayer
-from bitsplit.settings import BatchNorm, Bits, Settings
+from bitsplit.settings import Bits, Settings
 
 
 class Interrupted(list):
@@ -248,30 +247,6 @@ def test_bitsplit_preserves_outputs_better_than_tflite(bits, seed):
     errors = [reports[name]["relative_error"][LAYERS[:-1]].to_numpy(dtype=float) for name in ("bitsplit", "tflite")]
     assert (errors[0] <= errors[1] * (1 + 1e-6)).all()
     assert np.mean(errors[0] / errors[1]) < 0.8
-
-
-@pytest.mark.parametrize("mode", ["reestimate", "shift", "none", "auto"])
-def test_batch_norm_modes(network, mode):
-    settings = Settings(calibration=SMALL.calibration, batch_norm=BatchNorm(mode=mode))
-    quantized = bitsplit.quantize(network, BATCHES, 3, 3, settings=settings)
-    moved = not torch.equal(quantized.main[4].running_mean, network.main[4].running_mean)
-    assert moved == (mode != "none") and quantized.main[4].momentum == 0.1
-
-
-@pytest.mark.parametrize("mode", ["reestimate", "shift", "none"])
-def test_activations_are_sampled_with_batch_norm_as_it_will_be(mode):
-    """By each batch's own statistics where the running ones are refitted at the end, else by the running ones."""
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
-    network[1].running_var.fill_(100.0)
-    settings = dataclasses.replace(SMALL, batch_norm=BatchNorm(mode=mode))
-    quantized = bitsplit.quantize(network, BATCHES, 8, 4, "tflite", {"3": (8, 4)}, settings=settings)
-    with torch.no_grad():
-        outputs = [quantized[0](batch) for batch in BATCHES]
-    if mode == "none":
-        read = [network[1](output) for output in outputs]
-    else:
-        read = [torch.nn.functional.batch_norm(output, None, None, training=True) for output in outputs]
-    assert quantized[3].input_quantizer.scale.item() == pytest.approx(torch.cat(read).max().item() / 15, rel=1e-4)
 
 
 def test_all_of_the_result_is_in_eval_mode(network):

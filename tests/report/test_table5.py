@@ -107,6 +107,15 @@ def test_two_records_of_detectors_are_compared(tmp_path):
     assert len(lines) == 4 + 6
 
 
+def test_detectors_on_few_scenes_cannot_be_compared(tmp_path):
+    runs = [detector_run(method=method) for method in ("bitsplit", "tflite")]
+    for run in runs:
+        run["metrics"]["quantized"] = run["metrics"]["quantized"] | {"bbox_ap_without": []}
+    write_runs(tmp_path, *runs)
+    done = report(tmp_path, "compare", *sorted(map(str, tmp_path.rglob("*.json"))))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+
+
 def test_the_figure_draws_the_tables_numbers():
     runs = every()
     figure = detector_figure(runs)
