@@ -240,9 +240,10 @@ def average_precision(annotations: Path, detections: Path, kind: str) -> dict[st
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-        without = [round(100 * _ap_without(evaluation, block), 4) for block in range(BLOCKS)]
+        blocks = BLOCKS if len(evaluation.params.imgIds) >= BLOCKS else 0  # of fewer images some would be empty
+        without = [round(100 * _ap_without(evaluation, block), 4) for block in range(blocks)]
     precisions = {name: 100 * float(evaluation.stats[place]) for name, place in PRECISIONS.items()}
-    return precisions | {"ap_without": without if len(evaluation.params.imgIds) >= BLOCKS else []}
+    return precisions | {"ap_without": without}
 
 
 def _ap_without(evaluation, block: int) -> float:
