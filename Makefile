@@ -6,7 +6,7 @@ DATA ?= glyphs
 ROOT ?=
 FORCE ?=
 k ?= 10
-DEVICE ?= cpu
+DEVICES ?= cpu
 ARGS ?=
 # A text as one word of the shell's, whatever is in it; and the folder as one text of Hydra's, in quotes where it needs any.
 shell_word = '$(subst ','\'',$(1))'
@@ -41,7 +41,7 @@ help:  ## Show this list
 	@echo '  DATA=glyphs           embedded, the default; or imagenet, imagenette, with ROOT=folder'
 	@echo '  ARGS="seed=1 ..."     further arguments of run.py (`$(RUN) run.py --help`)'
 	@echo '  FORCE=1               run cells again that have a record'
-	@echo '  DEVICE=cpu            what bench times the quantization on'
+	@echo '  DEVICES=cpu           what bench times the quantization on (DEVICES="cpu cuda" with a GPU)'
 	@echo '  k=10                  records that verify-results computes anew'
 	@echo '  LAUNCHER=joblib       or basic, ray, submitit_slurm: where cells run'
 	@echo '  PYTHON=python3.12     the Python that .venv is made from'
@@ -151,10 +151,11 @@ results-seeds: setup  ## Add calibration seeds 1 to 4 to the cells W4A4, W3A32 a
 table-rivals: setup  ## Rivals on equal terms: brevitas, aimet-torch and ours (after setup-rivals)
 	$(RUN) experiments/rivals.py $(ARGS)
 
-bench: setup  ## Time the solver, layers, quantization and decoding (half an hour; DEVICE=cuda on a GPU)
+bench: setup  ## Time the solver, layers, quantization and decoding (half an hour)
 	$(RUN) experiments/bench_solver.py
 	$(RUN) experiments/bench_layers.py
-	$(RUN) experiments/bench_quantize.py --methods bitsplit bitsplit_lattice bitsplit_plus --device $(DEVICE)
+	$(RUN) experiments/bench_quantize.py --methods bitsplit bitsplit_lattice bitsplit_plus --devices $(DEVICES)
+	$(if $(filter cuda,$(DEVICES)),$(RUN) experiments/bench_loops.py)
 	$(RUN) experiments/bench_input.py
 
 verify-results: setup  ## Compute k=10 of the committed records anew, drawn at random; are they equal?

@@ -1,11 +1,12 @@
 """What quantizing a whole network at 224×224 costs, in units of one floating-point pass over its calibration images.
 
-Command:  python experiments/bench_quantize.py [resnet18 …] [--methods bitsplit bitsplit_plus] [--device cuda]
+Command:  python experiments/bench_quantize.py [resnet18 …] [--methods bitsplit bitsplit_plus] [--devices cpu cuda]
 Data:     none; random images and weights, with batch-norm statistics of those images, as a trained network has
 Expected: 8 minutes for resnet18 on 2 cores; writes results/bench/quantize_640.md and .csv, named by the images and,
-          but for the CPU, by the device
+          but for the CPU alone, by the devices
 """
 
+import itertools
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -25,7 +26,7 @@ from bitsplit.vision import torchvision
 BATCH = 64
 
 
-def measure_quantize(name: str, method: str, images: int, where: str) -> dict:
+def measure_quantize(name: str, method: str, where: str, images: int) -> dict:
     torch.manual_seed(0)
     device = torch.device(where)
     network = torchvision.models.get_model(name).eval().to(device, memory_format=torch.channels_last)
@@ -44,8 +45,10 @@ def measure_quantize(name: str, method: str, images: int, where: str) -> dict:
     return {
         "network": name,
         "method": method,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "pass, s": baseline,
         **phases,
+        "quantize, s": total,
         "quantize / pass": total / baseline,
         "without batch-norm / pass": (total - quantized.seconds["batch_norm"]) / baseline,
         "evaluation, quantized / floating point": evaluation / baseline,
@@ -61,17 +64,17 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=["resnet18"], help="torchvision's names (default: resnet18)")
     parser.add_argument("--methods", nargs="+", choices=methods.names(), default=["bitsplit", "bitsplit_lattice"])
     parser.add_argument("--images", type=int, default=640, help="calibration images (default: 640)")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
+    parser.add_argument("--devices", nargs="+", default=["cpu"], help="cpu (default), cuda, cuda:1, …")
     arguments = parser.parse_args()
-    jobs = [(name, method) for name in arguments.networks for method in arguments.methods]
+    jobs = list(itertools.product(arguments.networks, arguments.methods, arguments.devices))
     # Each in a process of its own, whose peak of memory is then that of one job.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        rows = [pool.submit(measure_quantize, *job, arguments.images, arguments.device) for job in jobs]
+        rows = [pool.submit(measure_quantize, *job, arguments.images) for job in jobs]
         table = pandas.DataFrame([row.result() for row in tqdm(rows, "quantize")])
     # Digits before the table is turned: its columns then hold names and numbers.
     text = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value).replace("nan", "–").T
-    device = "" if arguments.device == "cpu" else f"_{arguments.device.replace(':', '')}"
-    publish(f"quantize_{arguments.images}{device}", __doc__, table, text.to_markdown(headers=[], disable_numparse=True))
+    others = "".join(f"_{device.replace(':', '')}" for device in arguments.devices if device != "cpu")
+    publish(f"quantize_{arguments.images}{others}", __doc__, table, text.to_markdown(headers=[], disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ gram (G, N, N), cross (G, M, N), codes (G, M, N), scale (G, M), planes (bits−1
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -129,7 +130,7 @@ def solve(
     _check(gram, cross, bits, weight, algorithm)
     if weight is None:
         weight = cross.double() @ torch.linalg.pinv(gram.double(), hermitian=True)
-    loops = compiled if gram.device.type == "cpu" else plain
+    loops = loops_for(gram.device)
     shape = cross.shape
     gram = gram.reshape(-1, *gram.shape[-2:]).contiguous()
     cross, weight = (rows.to(gram.dtype).reshape(-1, *shape[-2:]).contiguous() for rows in (cross, weight))
@@ -143,6 +144,17 @@ def solve(
         taken = max(taken, part_rounds)
     codes, scale, value = (torch.cat(rows, dim=1) for rows in zip(*parts, strict=True))
     return Solution(codes.reshape(shape), scale.reshape(shape[:-1]), value.reshape(shape[:-1]), taken)
+
+
+def loops_for(device: torch.device) -> ModuleType:
+    """The fastest loops there are for a device: compiled ones on CPUs, kernels on GPUs of CUDA and ROCm with Triton."""
+    if device.type == "cpu":
+        return compiled
+    if device.type == "cuda" and find_spec("triton"):
+        from bitsplit.solver import kernels  # Triton comes with torch's builds for GPUs alone
+
+        return kernels
+    return plain
 
 
 def _check(gram: Tensor, cross: Tensor, bits: int, weight: Tensor | None, algorithm: str) -> None:

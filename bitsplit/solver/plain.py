@@ -1,12 +1,16 @@
-"""The loops of the solver in plain torch operations: the oracle of `compiled` and what runs on GPUs.
+"""The loops of the solver in plain torch operations, for any device: the oracle of `compiled` and `kernels`.
 
-Both files have the same names and the same contract: shapes as in `bitsplit`, everything that changes changes in place.
+The three files have the same names and contract: shapes as in `bitsplit`, everything that changes changes in place.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from bitsplit.solver.objective import LEAST_GAIN, optimal_scale, strongest_coupling
+
+__all__ = ["descend", "descend_plane", "exchange", "extend_paths", "least_pivots", "rescale"]
 
 _BLOCK = 64  # columns between two updates of the whole residual
 
@@ -47,11 +51,26 @@ def descend(
     In place on codes (G, M, N), scale (G, M) and residual = cross − scale · codes · gram (G, M, N). A row is done when
     no code moves any more, or a round lowers f by less than `tolerance` of what all have.
     """
+    return descend_by(_descend_once, codes, scale, gram, cross, residual, high, rounds, tolerance)
+
+
+def descend_by(
+    descend_once: Callable[[Tensor, Tensor, int, Tensor, Tensor], None],
+    codes: Tensor,
+    scale: Tensor,
+    gram: Tensor,
+    cross: Tensor,
+    residual: Tensor,
+    high: int,
+    rounds: int,
+    tolerance: float,
+) -> int:
+    """`descend` by any way `descend_once(codes, unit, high, gram, residual)` of running one round."""
     active, total = torch.ones_like(scale, dtype=torch.bool), torch.zeros_like(scale)
     taken = 0
     while taken < rounds and active.any():
         before, pull = codes.clone(), residual.clone()
-        _descend_once(codes, scale * active, high, gram, residual)
+        descend_once(codes, scale * active, high, gram, residual)
         # f falls by Δᵀ(r + r') where the weight moves by Δ = α Δq and the residual from r to r'.
         gain = (scale.unsqueeze(-1) * (codes - before) * (pull + residual)).sum(dim=-1)
         rescale(codes, scale, gram, cross, residual, active)
