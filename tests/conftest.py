@@ -14,9 +14,6 @@ from forked_commands import Ended, ForkedCommands
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # the kernels run in Triton's interpreter; read where it is imported
-
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 

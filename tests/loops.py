@@ -2,12 +2,14 @@
 
 import inspect
 
+import plain
+import pytest
 import torch
 from problems import problem, relu_layer
 from torch import Tensor
 
 from bitsplit.grid import Grid
-from bitsplit.solver import compiled, plain
+from bitsplit.solver import compiled
 from bitsplit.solver.objective import optimal_scale
 
 # What each loop changes, of its arguments.
@@ -33,15 +35,23 @@ def run(loops, name, *arguments):
     return result, {key: values[key] for key in CHANGES[name]}
 
 
-def run_both(name, *arguments, loops=compiled):
-    """`run` of a loop, whose results are the plain one's: integers exactly, all else but for rounding."""
-    (result, changed), (expected, expected_changed) = (run(each, name, *arguments) for each in (loops, plain))
+def run_both(name, *arguments):
+    """`run` of the compiled loop, whose results are the plain one's: integers exactly, all else but for rounding."""
+    (result, changed), (expected, expected_changed) = (run(each, name, *arguments) for each in (compiled, plain))
     assert type(result) is type(expected)
     for key, value in changed.items():
         assert_equal(value, expected_changed[key])
     if not isinstance(expected, tuple):
         assert result == expected
     return result, changed, expected
+
+
+def on_plain_loops(function, *arguments):
+    """What `function` of the solver returns with the plain loops in place of the compiled ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CHANGES:
+            patch.setattr(compiled, name, getattr(plain, name))
+        return function(*arguments)
 
 
 def assert_equal(value, expected):

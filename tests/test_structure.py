@@ -4,7 +4,6 @@ import ast
 import collections
 import dataclasses
 import graphlib
-import inspect
 import itertools
 import re
 import subprocess
@@ -48,7 +47,6 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGE = ROOT / "bitsplit"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PROGRAMS = [*SOURCES, ROOT / "run.py", *sorted((ROOT / "experiments").glob("*.py"))]
-LOOPS = {"descend", "descend_plane", "exchange", "extend_paths", "least_pivots", "rescale"}
 
 
 def module_name(path: Path) -> str:
@@ -107,20 +105,9 @@ def test_public_names_are_unique():
             if isinstance(node, ast.Assign):
                 names = [target.id for target in node.targets if isinstance(target, ast.Name)]
             for name in names:
-                if not name.startswith("_") and name not in LOOPS | {"main"}:
+                if not name.startswith("_") and name != "main":
                     places[name].append(str(path.relative_to(ROOT)))
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
-
-
-def test_one_switch_chooses_the_loops_of_the_solver():
-    switches = [
-        path.name for path in (PACKAGE / "solver").glob("*.py") for _ in re.findall("device.type", path.read_text())
-    ]
-    assert switches == ["bitsplit.py"]
-    from bitsplit.solver import compiled, plain
-
-    for name in LOOPS:
-        assert inspect.signature(getattr(compiled, name)) == inspect.signature(getattr(plain, name))
 
 
 def test_importing_the_package_loads_nothing_heavy():

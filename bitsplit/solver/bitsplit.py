@@ -13,8 +13,6 @@ gram (G, N, N), cross (G, M, N), codes (G, M, N), scale (G, M), planes (bits−1
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -22,7 +20,7 @@ from torch import Tensor
 from bitsplit.errors import InputError
 from bitsplit.grid import Grid
 from bitsplit.settings import check_bits
-from bitsplit.solver import compiled, plain
+from bitsplit.solver import compiled
 from bitsplit.solver.gptq import gptq
 from bitsplit.solver.integers import integers
 from bitsplit.solver.lattice import lattice
@@ -41,12 +39,10 @@ def split(codes: Tensor, bits: int) -> Tensor:
     return torch.stack([(magnitude >> m & 1).to(torch.int8) * sign for m in range(bits - 1)])
 
 
-def bit_split(
-    gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int, loops: ModuleType
-) -> tuple[Tensor, Tensor, int]:
+def bit_split(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
     """The paper's algorithm. Returns codes int8 (G, M, N), scale (G, M), and the rounds it took, at most `rounds`.
 
-    The scale is held fixed in a round and optimised between two. The m-th bit step, `loops.descend_plane`, moves one
+    The scale is held fixed in a round and optimised between two. The m-th bit step, `compiled.descend_plane`, moves one
     coordinate of plane q_m after the other to the best of its three values given all the rest. With the residual
     d = c − αAq, the free optimum moves q_n by d_n / (α A_nn), and plane m moves it in steps of 2^(m−1):
 
@@ -64,10 +60,10 @@ def bit_split(
     taken = 0
     while taken < rounds and active.any():
         if taken:
-            loops.rescale(stitch(planes).to(gram.dtype), scale, gram, cross, residual, active)
+            compiled.rescale(stitch(planes).to(gram.dtype), scale, cross, residual, active)
         before = planes.clone()
         for m in reversed(range(bits - 1)):  # the most significant plane first
-            loops.descend_plane(planes[m], 2**m * scale * active, gram, residual)
+            compiled.descend_plane(planes[m], 2**m * scale * active, gram, residual)
         active = (planes != before).any(dim=-1).any(dim=0)
         taken += 1
     return stitch(planes), scale, taken
@@ -130,31 +126,19 @@ def solve(
     _check(gram, cross, bits, weight, algorithm)
     if weight is None:
         weight = cross.double() @ torch.linalg.pinv(gram.double(), hermitian=True)
-    loops = loops_for(gram.device)
-    shape = cross.shape
-    gram = gram.reshape(-1, *gram.shape[-2:]).contiguous()
-    cross, weight = (rows.to(gram.dtype).reshape(-1, *shape[-2:]).contiguous() for rows in (cross, weight))
+    shape, device = cross.shape, gram.device
+    gram = gram.cpu().reshape(-1, *gram.shape[-2:]).contiguous()
+    cross, weight = (rows.to(gram).reshape(-1, *shape[-2:]).contiguous() for rows in (cross, weight))
     parts, taken = [], 0
     for c, w in panels(cross, weight):
-        codes, scale, part_rounds = ALGORITHMS[algorithm](gram, c.contiguous(), w.contiguous(), bits, rounds, loops)
+        codes, scale, part_rounds = ALGORITHMS[algorithm](gram, c.contiguous(), w.contiguous(), bits, rounds)
         scale = optimal_scale(codes, gram, c, fallback=scale)
         # The grid is symmetric: a row whose best scale is negative is the same row with its codes mirrored.
         codes, scale = torch.where(scale.unsqueeze(-1) < 0, -codes, codes), scale.abs()
         parts.append((codes.to(torch.int8), scale.float(), objective(codes, scale, gram, c)))
         taken = max(taken, part_rounds)
-    codes, scale, value = (torch.cat(rows, dim=1) for rows in zip(*parts, strict=True))
+    codes, scale, value = (torch.cat(rows, dim=1).to(device) for rows in zip(*parts, strict=True))
     return Solution(codes.reshape(shape), scale.reshape(shape[:-1]), value.reshape(shape[:-1]), taken)
-
-
-def loops_for(device: torch.device) -> ModuleType:
-    """The fastest loops there are for a device: compiled ones on CPUs, kernels on GPUs of CUDA and ROCm with Triton."""
-    if device.type == "cpu":
-        return compiled
-    if device.type == "cuda" and find_spec("triton"):
-        from bitsplit.solver import kernels  # Triton comes with torch's builds for GPUs alone
-
-        return kernels
-    return plain
 
 
 def _check(gram: Tensor, cross: Tensor, bits: int, weight: Tensor | None, algorithm: str) -> None:

@@ -1,8 +1,7 @@
-"""The loops of the solver compiled for CPUs; `plain` has the same names, the same contract, and what each one is for.
+"""The loops of the solver, compiled for CPUs. What they change they change in place; shapes as in `bitsplit`.
 
 Above each loop its pseudocode, in the paper's letters: A gram, c cross, r = c − αAq residual, u = 2^(m−1) α unit. Rows
-(output channels) are independent. All tensors of a call
-have one dtype, but for codes int8, and are contiguous.
+(output channels) are independent. All tensors of a call have one dtype, but for planes int8, and are contiguous.
 """
 
 import numba
@@ -21,12 +20,19 @@ _LEAST_GAIN = np.float32(LEAST_GAIN)
 
 
 def descend_plane(plane: Tensor, unit: Tensor, gram: Tensor, residual: Tensor) -> None:
-    """As `plain.descend_plane`. An update costs N operations, and only where a coordinate moves."""
+    """The m-th bit step: one round over all coordinates of a ternary plane (G, M, N), each moved to its best value.
+
+    In place on the plane and the residual c − αAq (G, M, N). unit (G, M) = 2^(m−1) α is what a one in the plane adds to
+    the weight; rows whose unit is 0 are left alone. An update costs N operations, and only where a coordinate moves.
+    """
     _descend_plane(*(tensor.numpy() for tensor in (plane, unit, gram, residual)))
 
 
-def rescale(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, active: Tensor) -> None:
-    """As `plain.rescale`; α Aq is read off the residual, so A itself is not needed."""
+def rescale(codes: Tensor, scale: Tensor, cross: Tensor, residual: Tensor, active: Tensor) -> None:
+    """The optimal scale for codes (G, M, N) of the rows that are `active` (G, M), where its sign stays.
+
+    In place on scale (G, M) and residual = c − αAq (G, M, N). α Aq is read off the residual.
+    """
     _rescale(*(tensor.numpy() for tensor in (codes, scale, cross, residual, active)))
 
 
@@ -40,7 +46,11 @@ def descend(
     rounds: int,
     tolerance: float,
 ) -> int:
-    """As `plain.descend`."""
+    """Coordinate descent on integer codes −high..high, the scale optimised after every round; returns the rounds taken.
+
+    In place on codes (G, M, N), scale (G, M) and residual = cross − scale · codes · gram (G, M, N). A row is done when
+    no code moves any more, or a round lowers f by less than `tolerance` of what all have.
+    """
     arrays = (tensor.numpy() for tensor in (codes, scale, gram, cross, residual))
     return int(_descend(*arrays, like(codes, high), rounds, tolerance))
 
@@ -48,7 +58,12 @@ def descend(
 def exchange(
     codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, high: int, rounds: int
 ) -> None:
-    """As `plain.exchange`."""
+    """At most `rounds` rounds of steps by two coordinates at once, with arguments as those of `descend`, in place.
+
+    For each coordinate in turn, its cheaper step by one and the step by one of any other that lowers f most. A pair
+    that lowers f has a cheaper half, which costs less than α² |A_nm|: coordinates whose steps cost more than
+    α² `strongest_coupling` are passed over.
+    """
     diagonal = gram.diagonal(dim1=-2, dim2=-1).contiguous()
     tensors = (codes, scale, gram, diagonal, strongest_coupling(gram), cross, residual)
     _exchange(*(tensor.numpy() for tensor in tensors), like(codes, high), rounds)

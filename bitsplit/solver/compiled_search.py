@@ -1,4 +1,4 @@
-"""The loops of the lattice search compiled for CPUs, a part of `compiled`; `plain` has the same names and contract.
+"""The loops of the lattice search compiled for CPUs, a part of `compiled`.
 
 Letters as in `lattice`: t target, U lower (transposed), D² pivots; the sums are s_n = Σ_j>n U_nj (q_j − t_j).
 """
@@ -15,7 +15,12 @@ _ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)  # exact in ever
 def extend_paths(
     target: Tensor, sums: Tensor, lower: Tensor, pivots: Tensor, cost: Tensor, alive: int, high: int
 ) -> tuple[Tensor, Tensor]:
-    """As `plain.extend_paths`."""
+    """Chooses the codes of one block of columns, from its last to its first, keeping the K cheapest paths of each row.
+
+    target (G, M, B), sums (G, M, K, B), lower (G, B, B) and pivots (G, B) as in `lattice`; cost (G, M, K) is updated in
+    place. Only the first `alive` paths of a row are there yet. Returns codes (G, M, K, B), and the path (G, M, K) that
+    each one continues.
+    """
     codes, parents = sums.new_empty(sums.shape), sums.new_zeros(cost.shape, dtype=int)
     arrays = [tensor.numpy() for tensor in (target, sums, lower, pivots, cost, codes)]
     if cost.shape[-1] == 1:
@@ -26,7 +31,11 @@ def extend_paths(
 
 
 def least_pivots(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """As `plain.least_pivots`."""
+    """The first `count` steps of a Cholesky factorisation of gram (G, N, N) that always takes the least pivot next.
+
+    Returns the coordinates taken (G, count), and the factor's rows (G, count, N), 0 where a coordinate is taken. Those
+    are marked by ∞ on the diagonal, in place.
+    """
     groups, inputs, _ = gram.shape
     taken, factor = gram.new_empty((groups, count), dtype=int), gram.new_zeros((groups, count, inputs))
     _least_pivots(gram.numpy(), taken.numpy(), factor.numpy())

@@ -10,12 +10,11 @@ the first,
 `lattice` does the same with many paths and several scales. Shapes as in `bitsplit`.
 """
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from bitsplit.grid import Grid
+from bitsplit.solver import compiled
 from bitsplit.solver.objective import living
 
 DAMPING = 0.01  # of A's mean diagonal, added to it before it is factored (GPTQ's value)
@@ -23,9 +22,7 @@ BLOCK = 64  # columns between two updates of all the columns before them
 _SCRATCH = 2**25  # numbers in the largest temporary array
 
 
-def gptq(
-    gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int, loops: ModuleType
-) -> tuple[Tensor, Tensor, int]:
+def gptq(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
     """One path at one scale, the alternation's, with the columns from first to last as GPTQ takes them.
 
     Returns codes (G, M, N) in the dtype of `gram`, the scale (G, M), and 0: there are no rounds, whatever their bound.
@@ -34,7 +31,7 @@ def gptq(
     scale = grid.scale_by_alternation(weight)
     gram, cross, weight = gram.flip(-1, -2), cross.flip(-1), weight.flip(-1)  # the search starts at the last column
     lower, pivots, target, _ = factored(gram, cross, weight * living(gram))
-    codes = k_best(target / scale.unsqueeze(-1), lower, pivots, grid.high, 1, loops) * living(gram)
+    codes = k_best(target / scale.unsqueeze(-1), lower, pivots, grid.high, 1) * living(gram)
     return codes.flip(-1), scale, 0
 
 
@@ -64,17 +61,17 @@ def damped(gram: Tensor, damping: Tensor) -> Tensor:
     return matrix
 
 
-def k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int, loops: ModuleType) -> Tensor:
+def k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int) -> Tensor:
     """The best codes (G, M, N) that a search with K = `paths` paths a row finds for targets t (G, M, N).
 
     lower (G, N, N) = Uᵀ and pivots (G, N) = diag(D²). One path is Babai's nearest plane.
     """
     rows = max(BLOCK, _SCRATCH // (paths * target.shape[-1]))
     parts = target.split(rows, dim=-2)
-    return torch.cat([_k_best(part, lower, pivots, high, paths, loops) for part in parts], dim=-2)
+    return torch.cat([_k_best(part, lower, pivots, high, paths) for part in parts], dim=-2)
 
 
-def _k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int, loops: ModuleType) -> Tensor:
+def _k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int) -> Tensor:
     groups, rows, inputs = target.shape
     sums = target.new_zeros(groups, rows * paths, inputs)  # Σ_j U_nj (q_j − t_j) over the columns that are chosen
     cost, alive, history = target.new_zeros(groups, rows, paths), 1, []
@@ -82,7 +79,7 @@ def _k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int
         block = slice(start, min(start + BLOCK, inputs))
         aim = target[..., block].contiguous()
         known = sums[..., block].reshape(groups, rows, paths, -1).contiguous()
-        codes, parents = loops.extend_paths(
+        codes, parents = compiled.extend_paths(
             aim, known, lower[:, block, block].contiguous(), pivots[:, block].contiguous(), cost, alive, high
         )
         history.append((codes, parents))

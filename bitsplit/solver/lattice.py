@@ -12,12 +12,11 @@ raises f, and by the optimal scale. Shapes as in `bitsplit`. Letters in the code
     lower = Uᵀ     pivots = D²     target = w, or t = w / α in the search     offset = c − wA, what damping leaves of 0
 """
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from bitsplit.grid import Grid
+from bitsplit.solver import compiled
 from bitsplit.solver.gptq import BLOCK, damped, factored, k_best, mean_damping
 from bitsplit.solver.integers import TOLERANCE, Point, descend_integers, integers, refine_rounding
 from bitsplit.solver.objective import living
@@ -31,9 +30,7 @@ _MOST_PATHS = 64
 _MOST_INPUTS = 8192
 
 
-def lattice(
-    gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int, loops: ModuleType
-) -> tuple[Tensor, Tensor, int]:
+def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
     """The best of Babai's points at several scales and of the K-best search around the best scale, each one refined.
 
     Row by row; a row's own rounded weights, refined (`integers`), are among the candidates, and the best candidate is
@@ -41,17 +38,17 @@ def lattice(
     Returns as `integers` does; above 8,192 inputs, where the factorisation would need many gigabytes, it is `integers`.
     """
     if gram.shape[-1] > _MOST_INPUTS:
-        return integers(gram, cross, weight, bits, rounds, loops)
+        return integers(gram, cross, weight, bits, rounds)
     grid = Grid(bits)
     start = grid.scale_by_alternation(weight)
-    rounded = refine_rounding(gram, cross, weight, start, grid, rounds, loops)
-    order = least_pivots_first(gram, loops)
+    rounded = refine_rounding(gram, cross, weight, start, grid, rounds)
+    order = least_pivots_first(gram)
     gram, cross, weight = _permuted(gram, order), _by_column(cross, order), _by_column(weight, order)
     lower, pivots, target, offset = factored(gram, cross, weight * living(gram))
 
     def candidate(scale: Tensor, paths: int) -> Point:
-        codes = k_best(target / scale.unsqueeze(-1), lower, pivots, grid.high, paths, loops) * living(gram)
-        return descend_integers(codes, scale, gram, cross, grid.high, rounds, loops)
+        codes = k_best(target / scale.unsqueeze(-1), lower, pivots, grid.high, paths) * living(gram)
+        return descend_integers(codes, scale, gram, cross, grid.high, rounds)
 
     best = rounded._replace(codes=_by_column(rounded.codes, order), residual=_by_column(rounded.residual, order))
     for ratio in SCALES:
@@ -59,11 +56,11 @@ def lattice(
     around, paths = best.scale, _affordable_paths(*cross.shape)
     for ratio in NEARBY:
         best = _better(best, candidate(around * ratio, paths), target, offset)
-    best = exchange_pairs(best, gram, cross, grid.high, rounds, loops)
+    best = exchange_pairs(best, gram, cross, grid.high, rounds)
     return _by_column(best.codes, order.argsort(dim=-1)), best.scale, best.rounds
 
 
-def exchange_pairs(point: Point, gram: Tensor, cross: Tensor, high: int, rounds: int, loops: ModuleType) -> Point:
+def exchange_pairs(point: Point, gram: Tensor, cross: Tensor, high: int, rounds: int) -> Point:
     """Steps of two coordinates at once from where `descend` cannot move, and `descend` after them; f never rises.
 
     With r = c − αAq, steps s and t of coordinates n and m change f by
@@ -71,12 +68,12 @@ def exchange_pairs(point: Point, gram: Tensor, cross: Tensor, high: int, rounds:
     """
     codes, scale, residual = (part.clone(memory_format=torch.contiguous_format) for part in point[:3])
     gram, cross = gram.contiguous(), cross.contiguous()
-    loops.exchange(codes, scale, gram, cross, residual, high, EXCHANGES)
-    taken = loops.descend(codes, scale, gram, cross, residual, high, min(EXCHANGES, rounds), TOLERANCE)
+    compiled.exchange(codes, scale, gram, cross, residual, high, EXCHANGES)
+    taken = compiled.descend(codes, scale, gram, cross, residual, high, min(EXCHANGES, rounds), TOLERANCE)
     return Point(codes, scale, residual, max(point.rounds, taken))
 
 
-def least_pivots_first(gram: Tensor, loops: ModuleType) -> Tensor:
+def least_pivots_first(gram: Tensor) -> Tensor:
     """Coordinates (G, N) in the order of a Cholesky factorisation of the damped A that always takes the least pivot.
 
     A coordinate's pivot is what is left of A_nn when those taken before it are free to follow it. The search chooses
@@ -85,7 +82,7 @@ def least_pivots_first(gram: Tensor, loops: ModuleType) -> Tensor:
     """
     rest, order = damped(gram, mean_damping(gram)), []
     for first in range(0, gram.shape[-1], BLOCK):
-        taken, factor = loops.least_pivots(rest, min(BLOCK, gram.shape[-1] - first))
+        taken, factor = compiled.least_pivots(rest, min(BLOCK, gram.shape[-1] - first))
         rest.baddbmm_(factor.mT, factor, alpha=-1)
         order.append(taken)
     return torch.cat(order, dim=-1)

@@ -187,7 +187,7 @@ def test_lines_are_short_and_say_images(path):
 def test_equations_are_linked_to_their_functions():
     linked = {link["text"].strip("`") for link in LINK.finditer((ROOT / "docs/method.md").read_text())}
     steps = ("solver.bitsplit.split", "solver.bitsplit.stitch", "solver.bitsplit.bit_split", "solver.bitsplit.solve")
-    loops = ("solver.plain.descend_plane", "solver.compiled.descend_plane")
+    loops = ("solver.compiled.descend_plane",)
     objective = ("solver.objective.objective", "solver.objective.optimal_scale")
     others = ("solver.lattice.lattice", "solver.gptq.k_best", "solver.gptq.gptq", "methods.gptq.GPTQ")
     scales = ("grid.Grid.scale_by_max", "methods.tensorrt.least_divergent", "methods.aciq.clipping_scale")

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from problems import cases, problem, published_gptq, relu_layer
 
 from bitsplit.grid import Grid
-from bitsplit.solver import compiled, plain
 from bitsplit.solver.bitsplit import solve
 from bitsplit.solver.gptq import DAMPING, factored, k_best
 from bitsplit.solver.objective import optimal_scale
@@ -22,7 +21,7 @@ def test_one_path_is_the_error_feedback_of_gptq(seed, bits, inputs, outputs):
     grid, back = Grid(bits), torch.arange(inputs - 1, -1, -1)
     scale = grid.scale_by_max(weight) * 0.8
     lower, pivots, target, _ = factored(gram[back][:, back][None], cross[:, back][None], weight[:, back][None])
-    codes = k_best(target / scale[:, None], lower, pivots, grid.high, 1, compiled)[0]
+    codes = k_best(target / scale[:, None], lower, pivots, grid.high, 1)[0]
     expected = published_gptq(weight.numpy(), gram.numpy(), scale.numpy(), grid.high)
     assert np.array_equal(codes[:, back].numpy(), expected)
 
@@ -57,8 +56,7 @@ def test_targets_are_the_least_squares_weights_whatever_the_start():
     assert torch.allclose(target[0], expected) and torch.allclose(offset[0], cross - expected @ gram)
 
 
-@pytest.mark.parametrize("loops", [compiled, plain], ids=["compiled", "plain"])
-def test_more_paths_come_nearer_and_enough_of_them_find_the_nearest_point(loops):
+def test_more_paths_come_nearer_and_enough_of_them_find_the_nearest_point():
     nearer = []
     for seed in range(40):
         gram, cross, weight = (part[None] for part in problem(*relu_layer(seed, 7, 3)[:2]))
@@ -72,7 +70,7 @@ def test_more_paths_come_nearer_and_enough_of_them_find_the_nearest_point(loops)
             return ((codes - target) @ upper.mT).square().sum(dim=-1)
 
         nearest = torch.stack([distance(codes) for codes in everything]).amin(dim=0)
-        distances = [distance(k_best(target, lower, pivots, 1, paths, loops)) for paths in (1, 4, 128)]
+        distances = [distance(k_best(target, lower, pivots, 1, paths)) for paths in (1, 4, 128)]
         nearer.append([(reached <= nearest + 1e-9).double().mean().item() for reached in distances])
     one, four, all_pairs = np.mean(nearer, axis=0)
     # 128 paths keep both of the two codes nearest to each centre; the third is hardly ever needed.

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from problems import cases, problem, relu_layer
 
 from bitsplit.grid import Grid
-from bitsplit.solver import compiled
 from bitsplit.solver.bitsplit import solve
 from bitsplit.solver.integers import descend_integers
 from bitsplit.solver.objective import objective, optimal_scale
@@ -24,7 +23,7 @@ def test_descent_never_raises_the_objective(seed, bits, inputs, outputs):
     before = [tensor.clone() for tensor in arguments]
     known = objective(start, optimal_scale(start, gram, cross, scale), gram, cross)
     for rounds in (1, 2, 100):
-        point = descend_integers(*arguments, grid.high, rounds, compiled)
+        point = descend_integers(*arguments, grid.high, rounds)
         assert point.codes.abs().max() <= grid.high and point.rounds <= rounds
         value = objective(point.codes, point.scale, gram, cross)
         assert (value <= known + 1e-9 * known.abs()).all()

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from problems import cases, exhaustive, problem, relu_layer
 
 from bitsplit.grid import Grid
-from bitsplit.solver import compiled
 from bitsplit.solver.bitsplit import solve
 from bitsplit.solver.gptq import DAMPING
 from bitsplit.solver.integers import descend_integers
@@ -23,7 +22,7 @@ from bitsplit.solver.objective import objective
 def test_the_order_takes_the_least_conditional_variance_next(seed, groups, inputs):
     """Against Schur complements inverted from scratch at each step."""
     gram = torch.stack([problem(*relu_layer(seed + group, inputs, 1)[:2])[0] for group in range(groups)])
-    order = least_pivots_first(gram, compiled)
+    order = least_pivots_first(gram)
     assert torch.equal(order.sort(dim=-1).values, torch.arange(inputs).expand(groups, -1))
     damped = gram + DAMPING * gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None] * torch.eye(inputs)
     for group in range(groups):
@@ -42,10 +41,10 @@ def test_exchanges_lower_the_objective(seed, bits, inputs, outputs):
     gram, cross, weight = (part[None] for part in problem(*relu_layer(seed, inputs, outputs)[:2]))
     grid = Grid(bits)
     scale = grid.scale_by_alternation(weight)
-    point = descend_integers(grid.quantize(weight, scale.unsqueeze(-1)), scale, gram, cross, grid.high, 100, compiled)
+    point = descend_integers(grid.quantize(weight, scale.unsqueeze(-1)), scale, gram, cross, grid.high, 100)
     before = [part.clone() for part in point[:3]]
     known = objective(point.codes, point.scale, gram, cross)
-    better = exchange_pairs(point, gram, cross, grid.high, 100, compiled)
+    better = exchange_pairs(point, gram, cross, grid.high, 100)
     assert torch.allclose(better.residual, cross - better.scale.unsqueeze(-1) * (better.codes @ gram))
     assert (objective(better.codes, better.scale, gram, cross) <= known + 1e-9 * known.abs()).all()
     assert better.codes.abs().max() <= grid.high
@@ -55,8 +54,8 @@ def test_exchanges_lower_the_objective(seed, bits, inputs, outputs):
 def test_after_exchanges_no_pair_of_steps_is_left():
     """Brute force over all pairs of coordinates and steps, on a problem where one round leaves none."""
     gram, cross, weight = (part[None] for part in problem(*relu_layer(3, 9, 5)[:2]))
-    start = descend_integers(weight.round(), weight.new_ones(1, 5), gram, cross, 3, 100, compiled)
-    codes, scale, _, _ = exchange_pairs(start, gram, cross, 3, 100, compiled)
+    start = descend_integers(weight.round(), weight.new_ones(1, 5), gram, cross, 3, 100)
+    codes, scale, _, _ = exchange_pairs(start, gram, cross, 3, 100)
     best = objective(codes, scale, gram, cross)
     for n, m in itertools.combinations(range(9), 2):
         for first, second in itertools.product((-1, 1), repeat=2):

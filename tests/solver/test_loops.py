@@ -1,17 +1,18 @@
-"""The compiled loops against the plain ones: the same names, arguments, changes in place and results."""
+"""The compiled loops against plain ones: the same names, arguments, changes in place and results."""
 
 import inspect
 
 import numpy as np
+import plain
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loops import CHANGES, rounded_layer, run, run_both
+from loops import CHANGES, on_plain_loops, rounded_layer, run, run_both
 from problems import cases, problem, relu_layer
 
 from bitsplit.grid import Grid
-from bitsplit.solver import compiled, plain
+from bitsplit.solver import compiled
 from bitsplit.solver.bitsplit import ALGORITHMS, bit_split, solve, split, stitch
 from bitsplit.solver.gptq import damped, mean_damping
 from bitsplit.solver.objective import objective, optimal_scale
@@ -27,12 +28,11 @@ def test_both_files_have_the_same_loops_with_the_same_arguments():
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("bits", [2, 4])
-def test_every_algorithm_gives_the_same_integers_on_the_plain_loops(algorithm, bits, monkeypatch):
+def test_every_algorithm_gives_the_same_integers_on_the_plain_loops(algorithm, bits):
     layers = [problem(*relu_layer(seed, 30, 9)[:2]) for seed in range(2)]
     gram, cross, weight = (torch.stack(parts) for parts in zip(*layers, strict=True))
     solution = solve(gram, cross, bits, weight, algorithm)
-    monkeypatch.setattr("bitsplit.solver.bitsplit.compiled", plain)
-    expected = solve(gram, cross, bits, weight, algorithm)
+    expected = on_plain_loops(solve, gram, cross, bits, weight, algorithm)
     assert torch.equal(solution.codes, expected.codes) and solution.rounds == expected.rounds
     torch.testing.assert_close(solution.scale, expected.scale)
 
@@ -83,8 +83,9 @@ def test_compiled_rounds_find_the_planes_of_the_plain_ones(bits, seed, inputs, o
     layer = problem(*relu_layer(seed, inputs, outputs)[:2], dtype=torch.float32)
     gram, cross, weight = (part.unsqueeze(0) for part in layer)
     for rounds in (1, 2, 4, 100):
-        codes, scale, taken = bit_split(gram, cross, sign * weight, bits, rounds, compiled)
-        expected, expected_scale, expected_taken = bit_split(gram, cross, sign * weight, bits, rounds, plain)
+        arguments = gram, cross, sign * weight, bits, rounds
+        codes, scale, taken = bit_split(*arguments)
+        expected, expected_scale, expected_taken = on_plain_loops(bit_split, *arguments)
         assert taken == expected_taken <= rounds
         assert torch.equal(codes, expected)
         torch.testing.assert_close(scale, expected_scale)
@@ -101,7 +102,7 @@ def test_rescaled_rows_have_their_optimal_scale(seed, bits, inputs, outputs, sig
     cross, scale = sign * cross, sign * scale * (0.5 + torch.rand(scale.shape, generator=random, dtype=scale.dtype))
     residual = cross - scale.unsqueeze(-1) * (codes @ gram)
     active = torch.rand(scale.shape, generator=random) < 0.7
-    _, changed, _ = run_both("rescale", codes, scale, gram, cross, residual, active)
+    _, changed, _ = run_both("rescale", codes, scale, cross, residual, active)
     best = torch.where(active, optimal_scale(codes, gram, cross, scale), scale)
     best = torch.where(best * sign > 0, best, scale)
     torch.testing.assert_close(changed["scale"], best)
@@ -113,7 +114,7 @@ def test_a_scale_does_not_change_its_sign():
     codes, scale, gram, cross, _ = rounded_layer(3, 4, 12, 5)
     residual = -cross - scale.unsqueeze(-1) * (codes @ gram)
     everywhere = torch.ones_like(scale, dtype=torch.bool)
-    _, changed, _ = run_both("rescale", codes, scale, gram, -cross, residual, everywhere)
+    _, changed, _ = run_both("rescale", codes, scale, -cross, residual, everywhere)
     assert torch.equal(changed["scale"], scale) and torch.equal(changed["residual"], residual)
 
 

@@ -1,14 +1,10 @@
-"""The loops of the solver in plain torch operations, for any device: the oracle of `compiled` and `kernels`.
-
-The three files have the same names and contract: shapes as in `bitsplit`, everything that changes changes in place.
-"""
-
-from collections.abc import Callable
+"""The loops of the solver in plain torch operations: the oracle of `bitsplit.solver.compiled`, with its names and
+contract."""
 
 import torch
 from torch import Tensor
 
-from bitsplit.solver.objective import LEAST_GAIN, optimal_scale, strongest_coupling
+from bitsplit.solver.objective import LEAST_GAIN, strongest_coupling
 
 __all__ = ["descend", "descend_plane", "exchange", "extend_paths", "least_pivots", "rescale"]
 
@@ -16,24 +12,18 @@ _BLOCK = 64  # columns between two updates of the whole residual
 
 
 def descend_plane(plane: Tensor, unit: Tensor, gram: Tensor, residual: Tensor) -> None:
-    """The m-th bit step: one round over all coordinates of a ternary plane (G, M, N), each moved to its best value.
-
-    In place on the plane and the residual c − αAq (G, M, N). unit (G, M) = 2^(m−1) α is what a one in the plane adds to
-    the weight; rows whose unit is 0 are left alone.
-    """
+    """As `compiled.descend_plane`."""
     _descend_once(plane, unit, 1, gram, residual)
 
 
-def rescale(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, active: Tensor) -> None:
-    """The optimal scale for codes (G, M, N) of the rows that are `active` (G, M), where its sign stays.
-
-    In place on scale (G, M) and residual = cross − scale · codes · gram (G, M, N).
-    """
-    reached = codes @ gram
-    best = optimal_scale(codes, gram, cross, scale, reached)
-    active = active & (best * scale > 0)
-    scale.copy_(torch.where(active, best, scale))
-    residual.copy_(torch.where(active.unsqueeze(-1), cross - scale.unsqueeze(-1) * reached, residual))
+def rescale(codes: Tensor, scale: Tensor, cross: Tensor, residual: Tensor, active: Tensor) -> None:
+    """As `compiled.rescale`."""
+    reached = cross - residual  # α Aq
+    linear, quadratic = ((codes * values).sum(dim=-1) for values in (cross, reached))
+    active = active & (linear * quadratic > 0)
+    ratio = torch.where(active, linear / torch.where(active, quadratic, 1), 1)
+    scale.mul_(ratio)
+    residual.copy_(torch.where(active.unsqueeze(-1), cross - ratio.unsqueeze(-1) * reached, residual))
 
 
 def descend(
@@ -46,34 +36,15 @@ def descend(
     rounds: int,
     tolerance: float,
 ) -> int:
-    """Coordinate descent on integer codes −high..high, the scale optimised after every round; returns the rounds taken.
-
-    In place on codes (G, M, N), scale (G, M) and residual = cross − scale · codes · gram (G, M, N). A row is done when
-    no code moves any more, or a round lowers f by less than `tolerance` of what all have.
-    """
-    return descend_by(_descend_once, codes, scale, gram, cross, residual, high, rounds, tolerance)
-
-
-def descend_by(
-    descend_once: Callable[[Tensor, Tensor, int, Tensor, Tensor], None],
-    codes: Tensor,
-    scale: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-    residual: Tensor,
-    high: int,
-    rounds: int,
-    tolerance: float,
-) -> int:
-    """`descend` by any way `descend_once(codes, unit, high, gram, residual)` of running one round."""
+    """As `compiled.descend`."""
     active, total = torch.ones_like(scale, dtype=torch.bool), torch.zeros_like(scale)
     taken = 0
     while taken < rounds and active.any():
         before, pull = codes.clone(), residual.clone()
-        descend_once(codes, scale * active, high, gram, residual)
+        _descend_once(codes, scale * active, high, gram, residual)
         # f falls by Δᵀ(r + r') where the weight moves by Δ = α Δq and the residual from r to r'.
         gain = (scale.unsqueeze(-1) * (codes - before) * (pull + residual)).sum(dim=-1)
-        rescale(codes, scale, gram, cross, residual, active)
+        rescale(codes, scale, cross, residual, active)
         total += gain
         active &= gain > tolerance * total
         taken += 1
@@ -83,12 +54,7 @@ def descend_by(
 def exchange(
     codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, high: int, rounds: int
 ) -> None:
-    """At most `rounds` rounds of steps by two coordinates at once, with arguments as those of `descend`, in place.
-
-    For each coordinate in turn, its cheaper step by one and the step by one of any other that lowers f most. A pair
-    that lowers f has a cheaper half, which costs less than α² |A_nm|: coordinates whose steps cost more than
-    α² `strongest_coupling` are passed over.
-    """
+    """As `compiled.exchange`."""
     diagonal, coupling = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2), strongest_coupling(gram)
     everywhere = torch.ones_like(scale, dtype=torch.bool)
     for _ in range(rounds):
@@ -110,7 +76,7 @@ def exchange(
             change[..., n] += step * better
             codes += change
             residual -= unit * (change @ gram)
-        rescale(codes, scale, gram, cross, residual, everywhere)
+        rescale(codes, scale, cross, residual, everywhere)
         if torch.equal(before, codes):
             break
 
@@ -118,12 +84,7 @@ def exchange(
 def extend_paths(
     target: Tensor, sums: Tensor, lower: Tensor, pivots: Tensor, cost: Tensor, alive: int, high: int
 ) -> tuple[Tensor, Tensor]:
-    """Chooses the codes of one block of columns, from its last to its first, keeping the K cheapest paths of each row.
-
-    target (G, M, B), sums (G, M, K, B), lower (G, B, B) and pivots (G, B) as in `lattice`; cost (G, M, K) is updated in
-    place. Only the first `alive` paths of a row are there yet. Returns codes (G, M, K, B), and the path (G, M, K) that
-    each one continues.
-    """
+    """As `compiled.extend_paths`."""
     paths = cost.shape[-1]
     price = cost.clone()
     price[..., alive:] = torch.inf
@@ -149,11 +110,7 @@ def extend_paths(
 
 
 def least_pivots(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` steps of a Cholesky factorisation of gram (G, N, N) that always takes the least pivot next.
-
-    Returns the coordinates taken (G, count), and the factor's rows (G, count, N), 0 where a coordinate is taken. Those
-    are marked by ∞ on the diagonal, in place.
-    """
+    """As `compiled.least_pivots`."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     pivot, taken, factor = diagonal.clone(), [], gram.new_zeros((len(gram), count, gram.shape[-1]))
     for step in range(count):
