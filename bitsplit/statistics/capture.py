@@ -249,7 +249,7 @@ class NumberedCalls(LayerCalls):
 def _choose(total: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     if total <= count:
         return torch.arange(total, device=device)
-    return torch.randint(total, (count,), generator=generator, device=device)
+    return torch.randint(total, (count,), generator=generator).to(device)
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
@@ -280,10 +280,9 @@ def finite_range(name: str, tensor: Tensor) -> tuple[float, float]:
 
 def layer_generators(network: nn.Module, stream: str, seed: int) -> dict[str, torch.Generator]:
     """A random stream of its own for each layer, so that one layer's draws never depend on another's; `stream` names it
-    and holds "{}" for the layer's name."""
-    device = next(network.parameters()).device
+    and holds "{}" for the layer's name. On the CPU, whose draws are the same beside every GPU."""
     # Hashed together: torch's CPU generator reads only the low 32 bits of its seed.
     return {
-        name: torch.Generator(device).manual_seed(zlib.crc32(f"{seed}/{stream.format(name)}".encode()))
+        name: torch.Generator().manual_seed(zlib.crc32(f"{seed}/{stream.format(name)}".encode()))
         for name, _ in network.named_modules()
     }
