@@ -24,6 +24,7 @@ from bitsplit.layers.batch_norm import (
     refit_batch_norm,
 )
 from bitsplit.layers.checks import evaluation_copy
+from bitsplit.layers.precision import full_precision
 from bitsplit.layers.quantized import QuantizedLayer, put_weights
 from bitsplit.layout import grouped_weight, weighted_layers
 from bitsplit.methods.base import Codes, Method, RefinableInput, RefinableWeight
@@ -61,6 +62,7 @@ class Known:
     weights: Weights | None = None
 
 
+@full_precision()
 def quantize(
     model: nn.Module,
     calibration: Iterable,

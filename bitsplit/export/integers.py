@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from bitsplit.errors import InputError
 from bitsplit.export.integer_form import ARITHMETIC, ArithmeticCall, integer_form
 from bitsplit.layers.inputs import InputQuantizer
+from bitsplit.layers.precision import full_precision
 from bitsplit.layers.quantized import QuantizedLayer
 from bitsplit.layout import WEIGHTED, grouped
 from bitsplit.progress import progress
@@ -18,6 +19,7 @@ from bitsplit.settings import FLOAT_BITS
 from bitsplit.statistics.batches import CalibrationBatches, pieces
 
 
+@full_precision()
 @torch.no_grad()
 def verify(qmodel: nn.Module, images: Tensor) -> pandas.DataFrame:
     """Runs every quantized layer in exact integer arithmetic and compares it with what the simulation computes.

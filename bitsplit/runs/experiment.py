@@ -17,6 +17,7 @@ from bitsplit.errors import InputError
 from bitsplit.export.packed.save_load import load
 from bitsplit.files import cache_root, check_writable, user_path
 from bitsplit.kept import trim
+from bitsplit.layers.precision import full_precision
 from bitsplit.methods import Method
 from bitsplit.plan import decided
 from bitsplit.report import record
@@ -103,6 +104,7 @@ def _named_places() -> Iterator[None]:
 
 
 @_named_places()
+@full_precision()
 def run(config: DictConfig) -> tuple[dict, Path, bool]:
     """Runs what `config` asks for, unless its record is there with the same configuration hash and no file is wanted of
     the network: (record, its path, whether it ran).
@@ -139,6 +141,7 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
 
 
 @_named_places()
+@full_precision()
 def evaluate(config: DictConfig) -> dict:
     """What `run_table` prints of the packed network in the file `evaluate`, beside the floating-point one: a record
     with nothing but that, which is written nowhere.

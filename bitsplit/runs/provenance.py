@@ -22,6 +22,7 @@ def provenance() -> dict:
             "platform": platform.platform(),
             "processor": _processor(),
             "cores": os.cpu_count(),
+            **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {}),
             "threads": {"torch": torch.get_num_threads(), "numba": numba.get_num_threads()},
         },
         "commit": commit(),
