@@ -155,7 +155,6 @@ bench: setup  ## Time the solver, layers, quantization and decoding (half an hou
 	$(RUN) experiments/bench_solver.py
 	$(RUN) experiments/bench_layers.py
 	$(RUN) experiments/bench_quantize.py --methods bitsplit bitsplit_lattice bitsplit_plus --devices $(DEVICES)
-	$(if $(filter cuda,$(DEVICES)),$(RUN) experiments/bench_loops.py)
 	$(RUN) experiments/bench_input.py
 
 verify-results: setup  ## Compute k=10 of the committed records anew, drawn at random; are they equal?
