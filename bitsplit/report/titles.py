@@ -31,6 +31,8 @@ MODEL_TITLES = {
     "vgg16_bn": "VGG-16-BN",
     "mobilenet_v3_small": "MobileNetV3-Small",
     "efficientnet_lite0": "EfficientNet-Lite0",
+    "efficientnet_lite1": "EfficientNet-Lite1",
+    "efficientnet_lite2": "EfficientNet-Lite2",
     "retinanet": "RetinaNet",
     "mask_rcnn": "Mask R-CNN",
 }

@@ -14,6 +14,8 @@ from bitsplit.networks.classifiers import (
     PAPER_NETWORKS,
     TORCHVISION_NETWORKS,
     EfficientNetLite0,
+    EfficientNetLite1,
+    EfficientNetLite2,
     MobileNetV3Small,
     PaperNetwork,
 )
@@ -222,13 +224,14 @@ def test_shipped_weights_are_small_and_all_named():
     assert (SHIPPED / "mobilenet_v3_small_glyphs.safetensors").stat().st_size < 3e6
 
 
-def test_efficientnet_lite0_loads_or_says_how():
+@pytest.mark.parametrize("network_class", [EfficientNetLite0, EfficientNetLite1, EfficientNetLite2])
+def test_efficientnet_lite_loads_or_says_how(network_class):
     try:
         import efficientnet_lite_pytorch  # noqa: F401
     except ImportError:
         with pytest.raises(InputError, match="make setup-lite"):
-            EfficientNetLite0().load("imagenet")
+            network_class().load("imagenet")
         return
-    network = EfficientNetLite0().load("imagenet")
+    network = network_class().load("imagenet")
     assert network.module(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
     assert not network.module.training
