@@ -75,7 +75,8 @@ class Stop:
 
     values[i][j] is what network i shows of piece j: the call of a weighted layer and the shortcut that will be added to
     its output (or None), or, where `norm` is set, the mean (C,) of what a batch-norm layer reads and of how many values
-    each. `rewrite` changes the input that a layer's calls in network i go on with.
+    each; None where that forward has come to its end. `rewrite` changes the input that a layer's calls in network i go
+    on with.
     """
 
     name: str
@@ -125,20 +126,23 @@ class Lockstep:
         _return_freed(_LARGEST)
 
     def __iter__(self) -> Iterator[Stop]:
-        """Raises what a forward has raised, and InputError where forwards take different ways."""
-        for forward in self._every():
+        """Raises what a forward has raised, and InputError where forwards take different ways: some may leave out what
+        others go through, a mask head without detections say, only where nothing comes behind it."""
+        running = self._every()
+        for forward in running:
             forward.start()
         while True:
-            for _ in self._every():
+            for _ in running:
                 self._arrived.acquire()
             torch.set_num_threads(self._threads)  # which a forward has set to one, for threads that begin later
             if errors := [forward.error for forward in self._every() if forward.error]:
                 raise errors[0]
-            places = {forward.place for forward in self._every()}
-            if places == {None}:
+            running = [forward for forward in running if forward.place]
+            places = {forward.place for forward in running}
+            if not places:
                 return
             if len(places) > 1:
-                ways = sorted("the end" if place is None else place[0] for place in places)
+                ways = sorted(place[0] for place in places)
                 raise InputError(
                     f"forwards take different ways through the network: some are at {', others at '.join(ways)}; "
                     "use a method in the parallel order, bitsplit_lattice say"
@@ -147,7 +151,7 @@ class Lockstep:
             values = [[forward.value for forward in forwards] for forwards in self._forwards]
             yield Stop(name, number, norm, values, self._forwards)
             del values
-            for forward in self._every():
+            for forward in running:
                 forward.go_on()
 
     def skipped(self, network: int) -> dict[str, str]:

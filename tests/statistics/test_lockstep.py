@@ -160,6 +160,25 @@ def test_forwards_that_take_different_ways_are_named(network):
         list(stops)
 
 
+def test_a_forward_may_end_where_others_go_on(network):
+    """As that of a detector does on images without detections."""
+
+    class Detects(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.mask = network, nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+
+        def forward(self, x):
+            y = self.network(x)
+            return y if torch.equal(x, PIECES[1]) else self.mask(y)
+
+    with lockstep((Detects(),)) as stops:
+        ended = {stop.name: [value is None for value in stop.values[0]] for stop in stops}
+    masks = [ended.pop(name) for name in ("mask.0", "mask.2")]
+    assert masks == [[False, True, False, False, False]] * 2
+    assert ended and not any(map(any, ended.values()))
+
+
 def test_as_many_images_wait_as_fit_into_the_memory(network):
     every = images_in_memory((network,), PIECES, 1.0)
     assert [len(piece) for piece in every] == [2] * 5
