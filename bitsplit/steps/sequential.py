@@ -53,7 +53,7 @@ def quantize_sequentially(
         (reference, network), batches.first(batches.count(sizes.lockstep_batches)), sizes.memory_gb
     )
     lanes = lanes or (torch.get_num_threads() if pieces[0].device.type == "cpu" else 1)
-    work = _LockstepWork(reference, network, plan, sum(len(piece) for piece in pieces))
+    work = _LockstepWork(reference, network, plan, [len(piece) for piece in pieces])
     calls = sum(len(reads.tensors) for reads in plan.reads.values())
     with (
         Lockstep((reference, network), plan.reads, pieces, lanes) as stops,
@@ -66,10 +66,10 @@ def quantize_sequentially(
 
 
 class _LockstepWork:
-    """What is done at each stop, and what of it is kept."""
+    """What is done at each stop, and what of it is kept; `pieces` has the images of each."""
 
-    def __init__(self, reference: nn.Module, network: nn.Module, plan: Plan, images: int):
-        self._reference, self._network, self._plan, self._images = reference, network, plan, images
+    def __init__(self, reference: nn.Module, network: nn.Module, plan: Plan, pieces: list[int]):
+        self._reference, self._network, self._plan, self._pieces = reference, network, plan, pieces
         self._originals, self._layers = weighted_layers(reference), weighted_layers(network)
         self._original_norms, self._norms = batch_norms(reference), batch_norms(network)
         self._patch_generators = layer_generators(network, "{}", plan.settings.seed)
@@ -84,17 +84,21 @@ class _LockstepWork:
 
     @torch.no_grad()
     def at(self, stop: Stop) -> None:
+        if not any(stop.values[_QUANTIZED]):
+            return  # a branch that only the floating-point network takes
         if stop.norm:
-            self._move_mean(stop)
+            if any(stop.values[_REFERENCE]):
+                self._move_mean(stop)
             return
         name = stop.name
         if name not in self._plan.reads or stop.number >= len(self._plan.reads[name].tensors):
             raise InputError(f"forwards call the layer {name} more or less often from one to the next")
-        lows, highs = zip(*(finite_range(name, call.input) for call, _ in stop.values[_QUANTIZED]), strict=True)
+        calls = [value[0] for value in stop.values[_QUANTIZED] if value]
+        lows, highs = zip(*(finite_range(name, call.input) for call in calls), strict=True)
         self._lows[name] = min(*lows, self._lows.get(name, 0.0))
         quantizer = None
         if self._plan.layers[name].abits != FLOAT_BITS:
-            quantizer = self._quantizer(stop, min(lows), max(highs))
+            quantizer = self._quantizer(stop, calls, min(lows), max(highs))
             stop.rewrite(_QUANTIZED, quantizer.rounded)
         self._add_moments(stop, quantizer)
         # What is called several times is solved when all its calls have been seen.
@@ -104,18 +108,19 @@ class _LockstepWork:
     def _move_mean(self, stop: Stop) -> None:
         """A batch-norm layer's running mean moves as the mean of what it reads has, over all its calls so far."""
         means = [
-            sum(mean * count for mean, count in values) / sum(count for _, count in values) for values in stop.values
+            sum(mean * count for mean, count in filter(None, values)) / sum(count for _, count in filter(None, values))
+            for values in stop.values
         ]
         self._shifts.setdefault(stop.name, []).append(means[_QUANTIZED] - means[_REFERENCE])
         shift = torch.stack(self._shifts[stop.name]).mean(dim=0)
         shift = shift - self._missing_means.get(stop.name, 0.0)
         self._norms[stop.name].running_mean.copy_(self._original_norms[stop.name].running_mean + shift)
 
-    def _quantizer(self, stop: Stop, low: float, high: float) -> InputQuantizer:
+    def _quantizer(self, stop: Stop, calls: Sequence[LayerCall], low: float, high: float) -> InputQuantizer:
         """One for each tensor, whichever layers read it; low, high: the extremes of what they read."""
         key = self._key(stop.name, stop.number)
         if key not in self._quantizers:
-            values = self._sampled(stop.name, [call for call, _ in stop.values[_QUANTIZED]])
+            values = self._sampled(stop.name, calls)
             samples = InputSamples(values, low, high)
             method, (_, abits, positions) = self._plan.method, key
             grid = method.input_grid(samples, abits, samples.low < 0)
@@ -149,20 +154,25 @@ class _LockstepWork:
     def _sampled(self, name: str, calls: Sequence[LayerCall]) -> Tensor:
         """Input values at random positions, (n, C)."""
         wanted = max(self._plan.settings.calibration.samples / calls[0].channels, self._plan.method.channel_samples)
-        counts = [-(-int(wanted * len(call.input)) // self._images) for call in calls]
         generator = self._sample_generators[name]
-        return torch.cat([call.channel_vectors(count, generator) for call, count in zip(calls, counts, strict=True)])
+        parts = zip(calls, _shared_out(wanted, calls), strict=True)
+        return torch.cat([call.channel_vectors(count, generator) for call, count in parts])
 
     def _add_moments(self, stop: Stop, quantizer: InputQuantizer | None) -> None:
         name = stop.name
         moments = self._moments.setdefault(name, PairedMoments(grouped_weight(self._originals[name])))
-        # What the networks choose for themselves, a detector's regions say, differs from one to the other.
-        paired = all(a.input.shape == b.input.shape for (a, _), (b, _) in zip(*stop.values, strict=True))
+        pieces = zip(*stop.values, self._pieces, strict=True)
+        values = [(original or (None, None), value, images) for original, value, images in pieces if value]
+        # What the networks choose for themselves, a detector's regions say, differs from one to the other; images stay.
+        paired = all(
+            original and original.input.shape == call.input.shape and len(call.input) == images
+            for (original, _), (call, _), images in values
+        )
         patches = self._plan.settings.calibration.lockstep_patches * self._plan.reads[name].shares[stop.number]
         made_up = self._plan.method.shortcuts and self._plan.reads[name].shortcut
         through_norm = self._through_norm(name) if made_up else None
-        for (original, float_shortcut), (call, shortcut) in zip(*stop.values, strict=True):
-            count = -(-int(patches * len(call.input)) // self._images)
+        counts = _shared_out(patches, [call for _, (call, _), _ in values])
+        for ((original, float_shortcut), (call, shortcut), _), count in zip(values, counts, strict=True):
             places = call.places(count, self._patch_generators[name])
             read = call.patches_at(places)
             x, missing = (original.patches_at(places) if paired else read), None
@@ -189,11 +199,11 @@ class _LockstepWork:
     def _solve(self, name: str) -> None:
         """Integers for a layer, in the place of its weight, and the bias that brings its mean in order."""
         layer, moments, plan = self._layers[name], self._moments[name], self._plan
-        # Batch-norm or a bias takes the mean; where there is neither, or a mean for each call or for each place in a
-        # transposed kernel, the weights must.
-        calls = len(plan.reads[name].tensors)
-        one_mean = calls == 1 and not isinstance(layer, nn.ConvTranspose2d)
-        centred = one_mean and (plan.reads[name].normalised or layer.bias is not None)
+        # Batch-norm or a bias takes the mean; where there is neither, or batch-norm has a mean for each call, or a
+        # transposed kernel one for each place, the weights must.
+        calls, normalised = len(plan.reads[name].tensors), plan.reads[name].normalised
+        one_mean = not (normalised and calls > 1) and not isinstance(layer, nn.ConvTranspose2d)
+        centred = one_mean and (normalised or layer.bias is not None)
         stats = moments.stats(centred)
         self._records[name] = LayerRecord(stats, self._lows[name] < 0, calls)
         if plan.layers[name].wbits == FLOAT_BITS:
@@ -207,7 +217,7 @@ class _LockstepWork:
         codes = self._codes[name] = plan.method.solve_weights(stats, weight, plan.layers[name].wbits)
         solved = codes.codes.to(weight.dtype) * codes.scale.unsqueeze(-1)
         layer.weight.copy_(ungrouped(solved, layer))
-        if centred and not plan.reads[name].normalised:
+        if centred and not normalised:
             layer.bias.add_(moments.mean_error(solved))
         if (shortcut := plan.reads[name].shortcut) and shortcut.norm:
             self._missing_means[shortcut.norm] = moments.mean_missing.flatten()
@@ -227,7 +237,7 @@ class _LockstepWork:
                 put_input_quantizers(self._network, self._network.get_submodule(name).layer.weight, shared.quantizers)
         records = {name: self._records[name] for name in self._plan.reads if name in self._records}
         statistics = Statistics(records, skipped | unused_weights(self._reference, records, skipped), 0.0)
-        return SequentialResult(statistics, inputs, self._images)
+        return SequentialResult(statistics, inputs, sum(self._pieces))
 
     def _inputs(self) -> list[QuantizedInput]:
         """The quantizers by the layers that share them."""
@@ -239,3 +249,9 @@ class _LockstepWork:
             QuantizedInput(names, *map(list, zip(*(self._quantizers[key] for key in keys), strict=True)))
             for keys, names in sharing.items()
         ]
+
+
+def _shared_out(total: float, calls: Sequence[LayerCall]) -> list[int]:
+    """`total` parts of what the calls read, by the length of each: of images, or of the regions in them."""
+    length = sum(len(call.input) for call in calls)
+    return [-(-int(total * len(call.input)) // length) for call in calls]

@@ -89,7 +89,7 @@ def test_each_level_of_a_pyramid_has_a_scale_of_its_own(method):
     assert torch.equal(outputs(quantized), given)  # each forward begins with the first level
     for level in (slice(0, 4 * 144), slice(4 * 144, None)):
         error = (given - expected)[:, level].square().sum() / expected[:, level].square().sum()
-        assert error < 0.1
+        assert error < 0.15
     quantized.one(torch.ones(1, 4, 1, 1))  # a call out of turn, forgotten by eval
     assert torch.equal(outputs(quantized.eval()), given)
 

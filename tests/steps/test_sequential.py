@@ -106,6 +106,60 @@ def test_layers_called_several_times_are_solved_on_all_their_calls():
     assert quantized.one.codes is not None and snr(network, quantized) > 10
 
 
+@sequential
+def test_a_layer_that_some_forwards_leave_out_is_solved_on_the_others(method):
+    """And one that none calls in the quantized network stays as it is, and is noted."""
+
+    class Detects(nn.Module):
+        def __init__(self, least):
+            super().__init__()
+            torch.manual_seed(0)
+            self.least, self.conv, self.mask = least, nn.Conv2d(3, 8, 3), nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+
+        def forward(self, x):
+            features = self.conv(x).relu().mean(dim=(2, 3))
+            kept = features[features[:, 0] > self.least]
+            return self.mask(kept) if len(kept) else kept
+
+    with torch.no_grad():
+        scores = torch.stack([Detects(0.0).conv(images).relu()[:, 0].mean(dim=(1, 2)).max() for images in BATCHES])
+    sometimes = Detects(scores.sort().values[[1, 2]].mean().item())
+    batches = sorted(torch.cat(BATCHES).split(1), key=lambda image: -len(sometimes(image)))
+    quantized = bitsplit.quantize(sometimes, batches, 4, 8, method, settings=SMALL_AND_NO_NORM)
+    loud = [images for images in BATCHES if len(sometimes(images))]
+    assert 0 < len(loud) < len(BATCHES) and quantized.get_submodule("mask.0").codes is not None
+    expected, given = sometimes(loud[0]), quantized(loud[0])
+    assert expected.shape == given.shape and (given - expected).square().sum() < 0.01 * expected.square().sum()
+
+    never = bitsplit.quantize(Detects(1e9), BATCHES, 4, 8, method, settings=SMALL_AND_NO_NORM)
+    assert isinstance(never.get_submodule("mask.0"), nn.Linear)
+    assert never.report.set_index("name").loc["mask.0", "note"]
+
+
+@sequential
+def test_regions_that_each_network_chooses_for_itself_are_not_paired(method):
+    class Regions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.middle = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.head, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def regions(self, x):
+            rows = self.middle(self.first(x).relu()).movedim(1, -1).flatten(0, 2)
+            return rows[rows[:, 0].argsort(descending=True)[:100]]
+
+        def forward(self, x):
+            return self.last(self.head(self.regions(x)).relu())
+
+    network = Regions()
+    quantized = bitsplit.quantize(network, BATCHES, 3, 4, method, settings=SMALL_AND_NO_NORM)
+    with torch.no_grad():
+        regions = torch.cat([network.regions(images) for images in BATCHES])
+        expected, given = network.head(regions), quantized.head(regions)
+    assert (given - expected).square().sum() < 0.1 * (expected - expected.mean(dim=0)).square().sum()
+
+
 def test_fewer_images_where_memory_is_short(network):
     settings = SMALL_AND_NO_NORM
     little = Settings(calibration=Calibration(memory_gb=1e-4), batch_norm=BatchNorm(mode="none"))
