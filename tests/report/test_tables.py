@@ -13,7 +13,8 @@ from bitsplit.report import tables
 from bitsplit.report.records import Records
 from bitsplit.report.runs_table import runs_table
 
-OF_EXPERIMENTS = ("deploy", "table_ablation", "table_rivals")  # tables that programs under experiments/ write beside the report's
+# Tables that programs under experiments/ write beside the report's.
+OF_EXPERIMENTS = ("deploy", "table_ablation", "table_rivals")
 
 
 def test_tables_are_those_of_the_committed_records(tmp_path):
