@@ -16,7 +16,6 @@ DATA_ROOT = $(if $(PLAIN_ROOT),data.root=$(ROOT),$(call shell_word,data.root='$(
 # Networks at 224×224 need the memory, or the GPU, for themselves.
 LAUNCHER ?= $(if $(filter glyphs glyphs_coco,$(DATA)),joblib,basic)
 # FORCE=1 runs what was not run by this very make: cells that several tables share are run once.
-LITE_CURVE = method=tflite,bitsplit,bitsplit_lattice,bitsplit_plus wbits=8,7,6,5,4,3
 FORCED := $(if $(FORCE),force=$(shell date +%s))
 SETUP := $(VENV)/.complete
 DETECTION := $(VENV)/.detection
@@ -176,6 +175,7 @@ comparison: setup  ## Ours minus the paper's numbers, over all tables on ImageNe
 
 ## ImageNet and COCO
 results-lite: LAUNCHER = joblib
+results-lite: LITE_CURVE = method=tflite,bitsplit,bitsplit_lattice,bitsplit_plus wbits=8,7,6,5,4,3
 results-lite: setup-lite  ## Fill the EfficientNet-Lites' cells on ImageNet images (ROOT=folder)
 	$(RUN) run.py -m experiment=lite hydra/launcher=$(LAUNCHER) $(DATA_ROOT) $(FORCED) $(ARGS)
 	$(RUN) run.py -m experiment=lite hydra/launcher=$(LAUNCHER) $(DATA_ROOT) $(LITE_CURVE) abits=32 $(FORCED) $(ARGS)

@@ -106,11 +106,12 @@ def solve(
     """Integers and scale that minimise f = e − 2α qᵀc + α² qᵀA q for every row.
 
     gram (G, N, N) and cross (G, M, N), G optional, in float32 or float64, which is also the dtype of the computation;
-    bits 2..8. algorithm: "planes" is the paper's, "integers" coordinate descent on whole integers, "gptq" GPTQ's error
-    feedback, "lattice" the most accurate. The start is the fixed point of `Grid.scale_by_alternation` on `weight`
-    (G, M, N), or without it on the least-squares solution of weight · gram = cross. The published code follows it with
-    bit-split in weight space (A = I); that step is left out because it cannot move: at the fixed point every code is
-    the nearest one to w/α and α is optimal for them. `rounds` bounds the rounds of coordinate descent.
+    on any device, to which the solution goes back from the CPU; bits 2..8. algorithm: "planes" is the paper's,
+    "integers" coordinate descent on whole integers, "gptq" GPTQ's error feedback, "lattice" the most accurate. The
+    start is the fixed point of `Grid.scale_by_alternation` on `weight` (G, M, N), or without it on the least-squares
+    solution of weight · gram = cross. The published code follows it with bit-split in weight space (A = I); that step
+    is left out because it cannot move: at the fixed point every code is the nearest one to w/α and α is optimal for
+    them. `rounds` bounds the rounds of coordinate descent.
 
     Inputs that never carry a signal (A_nn = 0) get code 0; rows whose codes reach no output keep the start's scale.
 

@@ -107,10 +107,7 @@ class _LockstepWork:
 
     def _move_mean(self, stop: Stop) -> None:
         """A batch-norm layer's running mean moves as the mean of what it reads has, over all its calls so far."""
-        means = [
-            sum(mean * count for mean, count in filter(None, values)) / sum(count for _, count in filter(None, values))
-            for values in stop.values
-        ]
+        means = [_overall_mean([value for value in values if value]) for values in stop.values]
         self._shifts.setdefault(stop.name, []).append(means[_QUANTIZED] - means[_REFERENCE])
         shift = torch.stack(self._shifts[stop.name]).mean(dim=0)
         shift = shift - self._missing_means.get(stop.name, 0.0)
@@ -249,6 +246,11 @@ class _LockstepWork:
             QuantizedInput(names, *map(list, zip(*(self._quantizers[key] for key in keys), strict=True)))
             for keys, names in sharing.items()
         ]
+
+
+def _overall_mean(parts: list[tuple[Tensor, int]]) -> Tensor:
+    """Of the means (C,) of so many values each."""
+    return sum(mean * count for mean, count in parts) / sum(count for _, count in parts)
 
 
 def _shared_out(total: float, calls: Sequence[LayerCall]) -> list[int]:

@@ -87,9 +87,11 @@ def test_each_level_of_a_pyramid_has_a_scale_of_its_own(method):
     assert 20 < coarse / fine < 500
     expected, given = outputs(network), outputs(quantized)
     assert torch.equal(outputs(quantized), given)  # each forward begins with the first level
+    # ECAQ's layers have one bias for both levels, which goes by the mean of the coarse one.
+    bound = 0.12 if method.name == "bitsplit_ecaq" else 0.1
     for level in (slice(0, 4 * 144), slice(4 * 144, None)):
         error = (given - expected)[:, level].square().sum() / expected[:, level].square().sum()
-        assert error < 0.15
+        assert error < bound
     quantized.one(torch.ones(1, 4, 1, 1))  # a call out of turn, forgotten by eval
     assert torch.equal(outputs(quantized.eval()), given)
 
