@@ -15,11 +15,14 @@ from filelock import FileLock
 from bitsplit.files import TEMPORARY, abandoned, file_digest, own_name, temporary_file
 
 _DIGITS = 16  # of a digest, in the names of files that carry theirs
+_computing_anew = False
 
 
 def kept(folder: Path, stem: str, suffix: str, make: Callable, write: Callable[[Path, object], None], read: Callable):
     """What `make` gives, read from `folder` where an earlier process has left it there intact, else left there for the
     next; a process that comes meanwhile waits. One line of warning in all says where nothing could be kept."""
+    if _computing_anew:
+        return make()
     with _alone(folder / f".{stem}.lock"):
         if path := stored_file(folder, stem, suffix):
             with suppress(OSError):
@@ -31,6 +34,17 @@ def kept(folder: Path, stem: str, suffix: str, make: Callable, write: Callable[[
         except OSError as error:
             _warn_once(f"warning: {folder.parent} cannot be written ({error.strerror}); nothing kept there")
         return value
+
+
+@contextmanager
+def computing_anew() -> Iterator[None]:
+    """Inside it, `kept` neither reads what other processes have left nor leaves anything."""
+    global _computing_anew
+    before, _computing_anew = _computing_anew, True
+    try:
+        yield
+    finally:
+        _computing_anew = before
 
 
 @cache

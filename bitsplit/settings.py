@@ -101,7 +101,7 @@ lockstep_patches=24000, memory_gb=8)
 
 @dataclass(frozen=True)
 class Cache:
-    """What runs keep for each other on this machine, statistics and predictions; no result depends on it.
+    """What runs keep for each other on this machine: statistics, weights, predictions; no result depends on it.
 
     >>> Cache(max_gb=0.5)
     Cache(max_gb=0.5)

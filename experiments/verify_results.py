@@ -19,6 +19,7 @@ from script import ROOT, configurations, parser_of, use_one_thread
 
 from bitsplit.errors import InputError, one_line
 from bitsplit.files import user_path
+from bitsplit.kept import computing_anew
 from bitsplit.report import record
 from bitsplit.report.titles import PAPER_DETECTORS, method_title, model_title
 from bitsplit.runs import experiment
@@ -92,7 +93,7 @@ def main() -> int:
     try:
         runs = sample(arguments)
         print(f"{len(runs)} records, drawn with --seed {arguments.seed}", flush=True)
-        with configurations():
+        with configurations(), computing_anew():
             for run in runs:
                 with tempfile.TemporaryDirectory() as scratch:
                     keys = [*overrides_of(run, arguments.root), f"results={scratch}", "device=cpu"]

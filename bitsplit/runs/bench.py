@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from bitsplit.layers.batch_norm import FloatNorms
 from bitsplit.methods import Method
 from bitsplit.plan import Plan
 from bitsplit.runs.options import build_object
+from bitsplit.runs.weights_cache import cached_weights
 from bitsplit.settings import FLOAT_BITS, BatchNorm, Settings
 from bitsplit.statistics.batches import CalibrationBatches
 from bitsplit.statistics.cache import cached_statistics
@@ -22,9 +23,15 @@ from bitsplit.statistics.reads import LayerReads
 from bitsplit.tasks import task_of
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-KEPT = ("statistics", "predictions", "metrics")  # folders of the cache with what runs compute for each other
-_ROOMS = ("data", "layers", "networks", "statistics", "tasks")
-_CODE = sources_digest(path for room in _ROOMS for path in (_PACKAGE / room).glob("*.py"))  # of what metrics depend on
+KEPT = ("statistics", "weights", "predictions", "metrics")  # folders of the cache with what runs compute for each other
+
+
+def _sources(*rooms: str) -> str:
+    return sources_digest(path for room in rooms for path in (_PACKAGE / room).glob("*.py"))
+
+
+_METRICS_CODE = _sources("data", "layers", "networks", "statistics", "tasks")
+_WEIGHTS_CODE = _sources("data", "methods", "networks", "solver", "statistics", ".")
 
 
 class Bench:
@@ -35,7 +42,7 @@ class Bench:
     """
 
     def __init__(self, source, data, settings: Settings, batches: int, device: str):
-        self.task = task_of(source, data, torch.device(device))
+        self.task, self._device = task_of(source, data, torch.device(device)), device
         self._settings, self._batches = settings, batches
         root = getattr(data, "root", None)
         self._identity = {
@@ -74,8 +81,8 @@ class Bench:
         self._reads = plan.reads
         if method.order == "sequential":  # nothing else is the same for two of them
             return ptq.Known(self._reads)
+        identity = self._identity | {"files": self.files_digest(times=True)}
         if self._statistics is None:
-            identity = self._identity | {"files": self.files_digest(times=True)}
             path = cache_root() / "statistics" / facts_digest(identity)[:16]
             self._statistics = cached_statistics(path, network, lambda: ptq.measure_statistics(network, plan, batches))
         if settings.batch_norm not in self._float_norms:
@@ -85,7 +92,11 @@ class Bench:
         key = (method, bits, settings.layers)
         if self._weights is None or self._weights[0] != key:
             self._weights = None  # its memory is free before the next ones are made
-            self._weights = key, ptq.quantize_weights(network, plan, self._statistics)
+            facts = {"method": [method.name, dataclasses.asdict(method)], "code": _WEIGHTS_CODE}
+            facts |= {"bits": dataclasses.asdict(bits), "layers": dataclasses.asdict(settings.layers)}
+            path = cache_root() / "weights" / facts_digest(identity | facts)[:16]
+            solve = partial(ptq.quantize_weights, network, plan, self._statistics)
+            self._weights = key, cached_weights(path, self._device, solve)
         return ptq.Known(self._reads, self._statistics, norms, self._weights[1])
 
     @cached_property
@@ -108,7 +119,7 @@ class Bench:
 
     def _kept_metrics(self, what: object, evaluate: Callable[[], dict]) -> dict:
         """Of one network, for all processes that compare with it."""
-        facts = self._identity | {"files": self.files_digest(times=True), "what": what, "code": _CODE}
+        facts = self._identity | {"files": self.files_digest(times=True), "what": what, "code": _METRICS_CODE}
         stem = facts_digest(facts)[:16]
         return kept(cache_root() / "metrics", stem, ".json", evaluate, _write_metrics, _read_metrics)
 

@@ -10,28 +10,35 @@ from bitsplit.data.glyphs import glyphs_folder
 PROGRAM = """
 import runpy
 import sys
+from bitsplit import ptq
 from bitsplit.tasks.classification import Classification
-predict, log = Classification._predict, sys.argv.pop(1)
-def counted(self, module, what):
+predict, solve, log = Classification._predict, ptq.quantize_weights, sys.argv.pop(1)
+def count(what):
     with open(log, "a") as file:
         file.write(what + "\\n")
+def counted(self, module, what):
+    count(what)
     return predict(self, module, what)
-Classification._predict = counted
+def solved(*arguments):
+    count("weights")
+    return solve(*arguments)
+Classification._predict, ptq.quantize_weights = counted, solved
 sys.argv[0] = "run.py"
 runpy.run_path("run.py", run_name="__main__")
 """
 
 
-def test_two_processes_evaluate_the_float_network_once_in_all(tmp_path):
-    """Each cell alone would evaluate it twice, as it is and re-estimated; nothing else of it changes."""
-    keys = ["data=glyphs", "data.validation_images=100", *SMALL, "method=bitsplit", "logger=none", "abits=8"]
+def test_processes_evaluate_the_float_network_and_solve_weights_once_in_all(tmp_path):
+    """Each cell alone would evaluate it twice, as it is and re-estimated, and solve its weights; nothing else of it
+    changes."""
+    keys = ["data=glyphs", "data.validation_images=100", *SMALL, "method=bitsplit", "logger=none"]
 
-    def started(wbits, cache):
+    def started(wbits, abits, cache):
         (tmp_path / cache).mkdir(exist_ok=True)
         if not (drawn := tmp_path / cache / glyphs_folder().name).exists():
             drawn.symlink_to(glyphs_folder())
         log, results = tmp_path / f"log-{cache}", f"results={tmp_path / f'results-{cache}'}"
-        line = [sys.executable, "-c", PROGRAM, str(log), *keys, f"wbits={wbits}", results]
+        line = [sys.executable, "-c", PROGRAM, str(log), *keys, f"wbits={wbits}", f"abits={abits}", results]
         variables = environment(BITSPLIT_CACHE=str(tmp_path / cache))
         return subprocess.Popen(line, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)
 
@@ -40,8 +47,10 @@ def test_two_processes_evaluate_the_float_network_once_in_all(tmp_path):
         assert process.returncode == 0
         return [line for line in output.splitlines() if line.lstrip().startswith(("floating", "quantized"))]
 
-    shared = [accuracies(process) for process in [started(wbits, "shared") for wbits in (4, 5)]]
+    cells = [(4, 8), (5, 8), (4, 4)]
+    shared = [accuracies(process) for process in [started(*cell, "shared") for cell in cells]]
     seen = sorted((tmp_path / "log-shared").read_text().splitlines())
-    assert seen == ["floating point", "fp32_bn", "quantized", "quantized"]
-    alone = accuracies(started(4, "alone"))
-    assert alone == shared[0] and alone[:2] == shared[1][:2]
+    assert seen == ["floating point", "fp32_bn", *["quantized"] * 3, *["weights"] * 2]
+    for cell, lines in zip(cells[::2], shared[::2], strict=True):
+        assert accuracies(started(*cell, f"alone-{cell[1]}")) == lines
+    assert shared[0][:2] == shared[1][:2] == shared[2][:2]
