@@ -33,10 +33,11 @@ from bitsplit.progress import progress, timed
 from bitsplit.settings import FLOAT_BITS, BatchNorm, Settings
 from bitsplit.statistics.batches import CalibrationBatches
 from bitsplit.statistics.loss import CalibrationLoss
+from bitsplit.statistics.memory import return_freed
 from bitsplit.statistics.moments import LayerStats, Statistics, collect_statistics
 from bitsplit.statistics.reads import LayerReads
 from bitsplit.steps.input_scales import QuantizedInput, quantize_inputs
-from bitsplit.steps.layer_report import float_report, layer_report
+from bitsplit.steps.layer_report import float_report, layer_report, weight_errors
 from bitsplit.steps.sequential import quantize_sequentially
 
 
@@ -134,17 +135,20 @@ def _in_parallel(
     weights = known.weights or quantize_weights(network, plan, statistics)
     seconds = {"statistics": statistics.seconds, **weights.seconds}
     layers = apply_weights(network, plan, weights)
+    if not plan.method.refine:
+        errors = weight_errors(network, plan, statistics)
+        statistics = statistics.without_moments()  # VGG-16's take 3 GB, and so does the forward of a whole batch
+        return_freed()
     with timed(seconds, "activations"), _norms_as_refitted(network, plan.settings.batch_norm):
         inputs = quantize_inputs(network, plan, statistics, batches)
     if plan.method.refine:
         with timed(seconds, "refinement"):
             refit(network, plan, batches, norms)
             refine(model, network, plan, layers, inputs, batches)
-    report = layer_report(network, plan, statistics, inputs)
-    del statistics  # VGG-16's take 3 GB, and so does the forward of a whole batch
+        errors = weight_errors(network, plan, statistics)
     with timed(seconds, "batch_norm"):
         refit(network, plan, batches, norms)
-    return report, seconds
+    return layer_report(network, plan, statistics, inputs, errors), seconds
 
 
 def _in_sequence(
@@ -157,7 +161,8 @@ def _in_sequence(
     with timed(seconds, "batch_norm"):
         refit(network, plan, batches, norms)
     network.lockstep_images = result.images
-    return layer_report(network, plan, result.statistics, result.inputs), seconds
+    errors = weight_errors(network, plan, result.statistics)
+    return layer_report(network, plan, result.statistics, result.inputs, errors), seconds
 
 
 def measure_statistics(network: nn.Module, plan: Plan, batches: CalibrationBatches) -> Statistics:

@@ -4,8 +4,6 @@ No network is traced. Each forward runs in a thread of its own and waits at ever
 then whoever drives the pass sees what the layer reads on all images at once, and may change the layer before it runs.
 """
 
-import contextlib
-import ctypes
 import threading
 import weakref
 from collections import Counter
@@ -23,10 +21,8 @@ from bitsplit.layers.batch_norm import norms_by_mean
 from bitsplit.layout import weighted_layers
 from bitsplit.statistics.batches import pieces as pieces_of
 from bitsplit.statistics.capture import LayerCall, NumberedCalls
+from bitsplit.statistics.memory import LARGE, LARGEST, return_when_freed
 from bitsplit.statistics.reads import LayerReads
-
-_M_MMAP_THRESHOLD = -3  # of malloc.h
-_LARGE, _LARGEST = 2**20, 2**25  # bytes; the second is where malloc itself ends up after tensors of that size
 
 
 def images_in_memory(networks: Sequence[nn.Module], batches: Iterable[Tensor], memory_gb: float) -> list[Tensor]:
@@ -108,7 +104,7 @@ class Lockstep:
         ]
 
     def __enter__(self) -> "Lockstep":
-        _return_freed(_LARGE)
+        return_when_freed(LARGE)
         self._threads = torch.get_num_threads()
         for calls in self._calls:
             calls.watch()
@@ -123,7 +119,7 @@ class Lockstep:
         for calls in self._calls:
             calls.unwatch()
         torch.set_num_threads(self._threads)
-        _return_freed(_LARGEST)
+        return_when_freed(LARGEST)
 
     def __iter__(self) -> Iterator[Stop]:
         """Raises what a forward has raised, and InputError where forwards take different ways: some may leave out what
@@ -160,15 +156,6 @@ class Lockstep:
 
     def _every(self) -> "list[_Forward]":
         return [forward for forwards in self._forwards for forward in forwards]
-
-
-def _return_freed(size: int) -> None:
-    """Has memory of so many bytes and more returned to the system whenever it is freed, where malloc is glibc's.
-
-    Else it stays with the many threads' heaps, between what is still waiting: two to three times as much as waits.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, size)
 
 
 class _Ended(BaseException):

@@ -4,7 +4,7 @@ import collections
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,10 @@ class LayerStats:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What the pass saw of one layer: its moments, whether its input has negative values, and how often each forward
-    calls it (0 where that varies, or which tensors it reads)."""
+    """What the pass saw of one layer: its moments (None once they are let go), whether its input has negative values,
+    and how often each forward calls it (0 where that varies, or which tensors it reads)."""
 
-    stats: LayerStats
+    stats: LayerStats | None
     signed: bool
     calls: int
 
@@ -66,6 +66,10 @@ class Statistics:
     layers: dict[str, LayerRecord]
     skipped: dict[str, str]
     seconds: float
+
+    def without_moments(self) -> "Statistics":
+        """The rest, which takes no memory."""
+        return replace(self, layers={name: replace(record, stats=None) for name, record in self.layers.items()})
 
 
 @torch.no_grad()

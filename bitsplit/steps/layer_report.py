@@ -21,17 +21,14 @@ def float_report(network: nn.Module) -> pandas.DataFrame:
 
 
 def layer_report(
-    network: nn.Module, plan: Plan, statistics: Statistics, inputs: list[QuantizedInput]
+    network: nn.Module, plan: Plan, statistics: Statistics, inputs: list[QuantizedInput], errors: dict[str, float]
 ) -> pandas.DataFrame:
-    """Rows for the layers of `plan` that calibration reached, then for the weights left in floating point: of layers
-    that could not be quantized, and of modules that are none of ours."""
+    """Rows for the layers of `plan` that calibration reached, with their `weight_errors`, then for the weights left in
+    floating point: of layers that could not be quantized, and of modules that are none of ours."""
     rows = {}
     for name in (name for name in plan.layers if name in statistics.layers):
-        module = network.get_submodule(name)
-        layer = module.layer if isinstance(module, QuantizedLayer) else module
-        rows[name] = _row(name, tuple(layer.weight.shape), plan.layers[name].wbits)
-        if plan.layers[name].wbits != FLOAT_BITS:
-            rows[name]["relative_error"] = relative_error(grouped_weight(layer), statistics.layers[name].stats)
+        shape, wbits = tuple(_layer(network, name).weight.shape), plan.layers[name].wbits
+        rows[name] = _row(name, shape, wbits) | {"relative_error": errors.get(name, 0.0)}
     for key, reason in statistics.skipped.items():
         name = key.removesuffix(".weight")
         if name in rows:
@@ -45,7 +42,21 @@ def layer_report(
     return pandas.DataFrame((rows | _other_rows(network, rows)).values())
 
 
-def relative_error(weight: Tensor, stats: LayerStats) -> float:
+def weight_errors(network: nn.Module, plan: Plan, statistics: Statistics) -> dict[str, float]:
+    """‖y − ŷ‖² / ‖y‖² of the output through the integer weights, by layer."""
+    return {
+        name: _relative_error(grouped_weight(_layer(network, name)), statistics.layers[name].stats)
+        for name in plan.layers
+        if name in statistics.layers and plan.layers[name].wbits != FLOAT_BITS
+    }
+
+
+def _layer(network: nn.Module, name: str) -> nn.Module:
+    module = network.get_submodule(name)
+    return module.layer if isinstance(module, QuantizedLayer) else module
+
+
+def _relative_error(weight: Tensor, stats: LayerStats) -> float:
     """‖y − ŵX‖² / ‖y‖² of the whole layer for dequantized weights (G, M, N); 0 for a layer without any output."""
     unit = weight.new_ones(())
     changed = sum(objective(w, unit, stats.gram, y).sum() for w, y in panels(weight, stats.cross))
