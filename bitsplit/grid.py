@@ -1,5 +1,6 @@
 """The uniform, zero-preserving quantization grid and the two ways to choose its scale without an output objective."""
 
+import copy
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 _MAX_ALTERNATIONS = 1000  # a guard only: fixed points come after tens of steps
+_LONGEST_CYCLE = 5  # of the last digit
 
 
 @dataclass(frozen=True)
@@ -80,21 +82,36 @@ class Grid:
         initialisation `fwa` and its activation calibration.
         """
         start = self.scale_by_max(values)
-        ends = [(values, self.high), (-values, self.zero)] if self.zero else [(self.magnitude(values), self.high)]
+        rows = values.reshape(start.numel(), values.shape[-1])
+        ends = [(rows, self.high), (-rows, self.zero)] if self.zero else [(self.magnitude(rows), self.high)]
         sides = [_Side(magnitudes, levels) for magnitudes, levels in ends]
-        scale = start.double()
-        recent = deque([scale], maxlen=5)
-        for _ in range(_MAX_ALTERNATIONS):
-            products, power = (sum(sums) for sums in zip(*(side.sums(scale) for side in sides), strict=True))
-            scale = torch.where(power > 0, products / power.clamp_min(1), scale)
-            if torch.stack([scale == earlier for earlier in recent]).any(dim=0).all():
-                break
-            recent.append(scale)
-        return scale.to(start.dtype)
+        return _alternate(sides, start.flatten().double()).reshape(start.shape).to(start.dtype)
+
+
+def _alternate(sides: "list[_Side]", scale: Tensor) -> Tensor:
+    """The scales (rows,) at the step by which every row is in its cycle; those that are leave when they are half."""
+    result, rows = torch.empty_like(scale), torch.arange(len(scale), device=scale.device)
+    recent, left = deque([scale], maxlen=_LONGEST_CYCLE + 1), []
+    for step in range(_MAX_ALTERNATIONS):
+        products, power = (sum(sums) for sums in zip(*(side.sums(scale) for side in sides), strict=True))
+        scale = torch.where(power > 0, products / power.clamp_min(1), scale)
+        recent.append(scale)
+        same = torch.stack([scale == earlier for earlier in reversed(recent)])[1:]
+        if (cycling := same.any(dim=0)).all():
+            break
+        if 2 * cycling.sum() >= len(cycling):
+            period = 1 + same.int().argmax(dim=0)
+            left.append((step, rows[cycling], period[cycling], torch.stack([*reversed(recent)])[:, cycling]))
+            rows, scale, sides = rows[~cycling], scale[~cycling], [side.of(~cycling) for side in sides]
+            recent = deque([earlier[~cycling] for earlier in recent], maxlen=recent.maxlen)
+    result[rows] = scale
+    for when, which, period, backwards in left:  # on with each cycle to the last step
+        result[which] = backwards.gather(0, ((when - step) % period)[None])[0]
+    return result
 
 
 class _Side:
-    """Magnitudes (..., n) of values on one side of zero, or both where they count alike, and the codes 1..levels there.
+    """Magnitudes (rows, n) of values on one side of zero, or on both where they count alike, and the codes there.
 
     |q| is the number of boundaries (k − ½)·scale that |x| reaches, so on sorted values the sums of the alternation are
     read off at the boundaries, instead of rounding every value anew at each step.
@@ -105,8 +122,14 @@ class _Side:
         self._above = nn.functional.pad(self._ordered.flip(-1).cumsum(dim=-1).flip(-1), (0, 1))  # Σ of x from i on
         self._codes = torch.arange(1, levels + 1, dtype=torch.float64, device=magnitudes.device)
 
+    def of(self, rows: Tensor) -> "_Side":
+        """The side of some rows."""
+        side = copy.copy(self)
+        side._ordered, side._above = self._ordered[rows], self._above[rows]
+        return side
+
     def sums(self, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ|xq| and Σq² (...) at a scale (...)."""
+        """Σ|xq| and Σq² (rows,) at a scale (rows,)."""
         first = torch.searchsorted(self._ordered, (self._codes - 0.5) * scale.unsqueeze(-1))
         power = ((2 * self._codes - 1) * (self._ordered.shape[-1] - first)).sum(dim=-1)
         return self._above.gather(-1, first).sum(dim=-1), power

@@ -116,6 +116,18 @@ def test_zero_row_beside_others_changes_nothing():
     assert scale[1] == Grid(3).scale_by_alternation(values[1])
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rows_that_end_after_different_steps_are_as_alone(bits):
+    """Up to the last digits, in which a cycle goes on while other rows still move."""
+    generator = torch.Generator().manual_seed(bits)
+    values = torch.randn(300, 200, generator=generator, dtype=torch.float64).pow(3)
+    values[::7] = torch.randint(-9, 10, (43, 200), generator=generator).double()
+    scale = Grid(bits).scale_by_alternation(values)
+    torch.testing.assert_close(
+        scale, torch.stack([Grid(bits).scale_by_alternation(row) for row in values]), rtol=1e-12, atol=0
+    )
+
+
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("seed", range(3))
