@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import fmean
 from typing import NamedTuple
 
 from hydra import compose
@@ -41,6 +42,12 @@ class Speed:
     batch_norm: float
     calibration: float
     solve: dict[str, float]
+
+    @classmethod
+    def mean(cls, speeds: Sequence["Speed"]) -> "Speed":
+        solve = {key: fmean(speed.solve[key] for speed in speeds) for key in speeds[0].solve}
+        passes = (fmean(getattr(speed, key) for speed in speeds) for key in ("evaluation", "batch_norm", "calibration"))
+        return cls(*passes, solve)
 
 
 def sweep_of(experiment: str | None, arguments: Sequence[str] = ()) -> DictConfig:

@@ -2,13 +2,20 @@
 
 Command:  python experiments/estimate_cost.py [--devices 8] [data=imagenet data.root=FOLDER]
 Data:     none; random images and random weights, which take the same time. With arguments of run.py those that they
-          name (imagenet, coco, glyphs, …), and only the cells that have no record are counted
+          name (imagenet, coco, glyphs, …), and only the cells that have no record are counted; with
+          hydra/launcher=joblib as many measure side by side as cells would run, for cores slow each other down
 Expected: 5 minutes on 2 cores
 """
 
+import multiprocessing
+import signal
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
+from multiprocessing.synchronize import Barrier
+from typing import NamedTuple
 
+import numba
 import pandas
 import torch
 from cell_costs import Cell, Speed, cells_of, model_of, seconds_of_cells, sweep_of
@@ -18,10 +25,10 @@ from hydra.utils import instantiate
 from network_speed import Subject, decoding_seconds, measure_speed, random_subject, run_subject, statistics_bytes
 from omegaconf.errors import OmegaConfBaseException
 from script import configurations, parser_of
-from torch import nn
 from tqdm import tqdm
 
 from bitsplit.data.imagenet import IMAGENET_VALIDATION
+from bitsplit.data.processes import available_cores, end_with_parent
 from bitsplit.errors import InputError, one_line
 from bitsplit.report import MODEL_TITLES
 from bitsplit.runs.experiment import Run
@@ -60,6 +67,53 @@ def run_of(overrides: list[str]) -> Run:
         return Run.of(compose("config", overrides))
 
 
+def workers_of(arguments: list[str]) -> int:
+    """How many cells run at a time on this machine."""
+    with configurations():
+        launcher = sweep_of(None, arguments).hydra.launcher
+    if "joblib" not in launcher._target_:
+        return 1
+    return launcher.n_jobs if launcher.n_jobs > 0 else available_cores()
+
+
+class Measured(NamedTuple):
+    """The speed of a network, what its statistics take on disk, and the sizes of what its cells read."""
+
+    speed: Speed
+    statistics_gb: float
+    validation_images: int
+    batch_size: int
+
+
+def measure(subject: Subject, algorithms: list[str]) -> Measured:
+    sizes = subject.validation_images, subject.calibration.batch_size
+    return Measured(measure_speed(subject, algorithms), statistics_bytes(subject.network) / 1e9, *sizes)
+
+
+def measure_run(overrides: list[str], algorithms: list[str], sample: int, images: int | None) -> Measured:
+    return measure(run_subject(run_of(overrides), sample, images), algorithms)
+
+
+def measure_side_by_side(workers: int, *arguments) -> Measured:
+    """`measure_run(*arguments)` while `workers` processes do so at once: the mean of what they find."""
+    if workers == 1:
+        return measure_run(*arguments)
+    context = multiprocessing.get_context("spawn")
+    start = max(1, available_cores() // workers), context.Barrier(workers)
+    with ProcessPoolExecutor(workers, context, begin_measuring, start) as pool:
+        found = [job.result() for job in [pool.submit(measure_run, *arguments) for _ in range(workers)]]
+    return found[0]._replace(speed=Speed.mean([each.speed for each in found]))
+
+
+def begin_measuring(threads: int, start: Barrier) -> None:
+    """What a worker of joblib's has too: its share of the cores. All begin together, and Ctrl-C ends them at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with_parent()
+    torch.set_num_threads(threads)
+    numba.set_num_threads(threads)
+    start.wait()
+
+
 def counts(experiments: dict[str, str], tables: dict[str, list[Cell]], arguments: list[str]) -> str:
     """How many cells of each table have no record, in words."""
     with configurations():
@@ -67,11 +121,12 @@ def counts(experiments: dict[str, str], tables: dict[str, list[Cell]], arguments
     return ", ".join(f"{table} {len(tables[table])} of {number}" for table, number in every.items())
 
 
-def speed_row(name: str, speed: Speed, network: nn.Module) -> dict:
+def speed_row(name: str, measured: Measured) -> dict:
+    speed = measured.speed
     solve = {f"{algorithm} W4, s": seconds for algorithm, seconds in speed.solve.items()}
     return {
         "network": MODEL_TITLES[name],
-        "statistics, GB": statistics_bytes(network) / 1e9,
+        "statistics, GB": measured.statistics_gb,
         "evaluation, images/s": 1 / speed.evaluation,
         "batch-norm, images/s": 1 / speed.batch_norm,
         "calibration, s": speed.calibration,
@@ -79,15 +134,15 @@ def speed_row(name: str, speed: Speed, network: nn.Module) -> dict:
     }
 
 
-def hour_rows(name: str, tables: dict[str, list[Cell]], speed: Speed, subject: Subject) -> list[dict]:
+def hour_rows(name: str, tables: dict[str, list[Cell]], measured: Measured) -> list[dict]:
     """The hours of one network in each table, without the cells that an earlier table has."""
     rows, earlier = [], set()
     for table, cells in tables.items():
         new = [cell for cell in dict.fromkeys(cells) if cell.model == name and cell not in earlier]
         earlier.update(new)
-        seconds = seconds_of_cells(new, speed, subject.validation_images, subject.calibration.batch_size)
+        seconds = seconds_of_cells(new, measured.speed, measured.validation_images, measured.batch_size)
         row = {"table": table, "network": MODEL_TITLES[name], "cells": len(new)}
-        rows.append(row | {"images": len(new) * subject.validation_images, "hours": seconds / 3600})
+        rows.append(row | {"images": len(new) * measured.validation_images, "hours": seconds / 3600})
     return rows
 
 
@@ -107,12 +162,15 @@ def print_hours(rows: list[dict], tables: list[str], devices: int) -> None:
     )
 
 
-def estimate(arguments: list[str], device: torch.device, devices: int, images: int | None, sample: int) -> None:
+def estimate(arguments: list[str], device: torch.device, devices: int | None, images: int | None, sample: int) -> None:
     """Raises InputError and Hydra's errors where the cells could not run."""
     task = task_named_by(arguments) if arguments else "classification"
     experiments = EXPERIMENTS[task]
     first = first_runs(next(iter(experiments.values())), arguments) if arguments else {}
-    title = run_of(next(iter(first.values()))).bench.task.title if first else "random images of 224×224"
+    title, workers = "random images of 224×224", 1
+    if first:
+        run, workers = run_of(next(iter(first.values()))), workers_of(arguments)
+        title, device = run.bench.task.title, torch.device(run.device)
     tables = {table: cells_of(experiment, arguments) for table, experiment in experiments.items()}
     if arguments:
         print(f"{title}; cells without a record: {counts(experiments, tables, arguments)}", flush=True)
@@ -122,18 +180,18 @@ def estimate(arguments: list[str], device: torch.device, devices: int, images: i
 
     speeds, rows = [], []
     for name in tqdm(dict.fromkeys(cell.model for cell in chain(*tables.values())), "measuring", disable=None):
-        if arguments:
-            subject = run_subject(run_of(first[name]), sample, images)
-        else:
-            subject = random_subject(name, device, sample, images or IMAGENET_VALIDATION)
         methods = {cell.method for cell in chain(*tables.values()) if cell.model == name}
-        speed = measure_speed(subject, sorted({method.algorithm for method in methods if method.algorithm}))
-        speeds.append(speed_row(name, speed, subject.network))
-        rows += hour_rows(name, tables, speed, subject)
-    device = subject.images.device
-    print(f"\nMeasured on {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'this CPU'}, {title}:")
+        algorithms = sorted({method.algorithm for method in methods if method.algorithm})
+        if arguments:
+            measured = measure_side_by_side(workers, first[name], algorithms, sample, images)
+        else:
+            measured = measure(random_subject(name, device, sample, images or IMAGENET_VALIDATION), algorithms)
+        speeds.append(speed_row(name, measured))
+        rows += hour_rows(name, tables, measured)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+    print(f"\nMeasured on {where}, {f'{workers} at a time, ' if workers > 1 else ''}{title}:")
     print(pandas.DataFrame(speeds).to_string(index=False, float_format=lambda value: f"{value:.1f}"))
-    print_hours(rows, list(tables), devices)
+    print_hours(rows, list(tables), devices or (workers if workers > 1 else 4))
     if arguments:
         print("Reading the images is in it" + (", COCO's own evaluation is not." if task == "detection" else "."))
     else:
@@ -143,7 +201,9 @@ def estimate(arguments: list[str], device: torch.device, devices: int, images: i
 def main() -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--device", help="where to measure (default: a GPU where there is one)")
-    parser.add_argument("--devices", type=int, default=4, help="how many such devices share the cells (default: 4)")
+    parser.add_argument(
+        "--devices", type=int, help="how many such devices share the cells (default: joblib's workers, else 4)"
+    )
     parser.add_argument("--images", type=int, help="validation images (default: all of the data, or 50000)")
     parser.add_argument("--sample", type=int, default=32, help="images of a measurement (default: 32)")
     parser.add_argument(

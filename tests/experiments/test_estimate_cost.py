@@ -8,11 +8,12 @@ import torch
 from conftest import ROOT
 
 from bitsplit import methods
+from bitsplit.data.processes import available_cores
 from bitsplit.settings import BatchNorm, Bits, Settings
 
 sys.path.insert(0, str(ROOT / "experiments"))
 from cell_costs import Cell, Speed, cells_of, seconds_of_cells  # noqa: E402
-from estimate_cost import EXPERIMENTS, task_named_by  # noqa: E402
+from estimate_cost import EXPERIMENTS, task_named_by, workers_of  # noqa: E402
 from measure import fixed_and_slope  # noqa: E402
 
 
@@ -64,6 +65,14 @@ def test_a_cell_costs_what_its_parts_cost():
     # A second cell with the same weights is solved already and has one pass of its own.
     both = seconds(("bitsplit", 8, 4, "reestimate"), ("bitsplit", 8, 3, "reestimate"))
     assert both - seconds(("bitsplit", 8, 4, "reestimate")) == 50 + 6400 * 100 + 640
+
+
+def test_cells_side_by_side_are_measured_side_by_side():
+    assert workers_of(["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"]) == 3
+    assert workers_of(["hydra/launcher=joblib"]) == available_cores()
+    assert workers_of(["hydra/launcher=basic"]) == workers_of(["hydra/launcher=submitit_slurm"]) == 1
+    speeds = [Speed(1.0, 2.0, 3.0, {"planes": 4.0}), Speed(3.0, 4.0, 5.0, {"planes": 6.0})]
+    assert Speed.mean(speeds) == Speed(2.0, 3.0, 4.0, {"planes": 5.0})
 
 
 def test_fixed_and_slope():
