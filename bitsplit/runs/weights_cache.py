@@ -7,6 +7,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 
 from bitsplit.kept import kept
 from bitsplit.methods import Codes
@@ -36,7 +37,7 @@ def _read_weights(device: str, path: Path) -> Weights:
 
 def _write_weights(path: Path, weights: Weights) -> None:
     tensors = {
-        f"{name}/{part}": tensor.contiguous()
+        f"{name}/{part}": tensor.clone(memory_format=torch.contiguous_format)
         for name, codes in weights.codes.items()
         for part in _PARTS
         if (tensor := getattr(codes, part)) is not None

@@ -12,7 +12,7 @@ def solved(with_offset: bool) -> Weights:
     codes = torch.randint(-127, 128, (2, 3, 4), dtype=torch.int8)
     offset = torch.randn(2, 3) if with_offset else None
     return Weights(
-        {"a.conv": Codes(codes, torch.rand(2, 3), offset), "fc": Codes(codes[:1].clone(), torch.rand(1, 3))},
+        {"a.conv": Codes(codes, torch.rand(2, 3), offset), "fc": Codes(codes[:1], torch.rand(1, 3))},
         {"weights": 0.5},
     )
 
