@@ -27,8 +27,8 @@ _SHOWN = 3  # times what the best method loses at most, another may lose and be 
 
 def curves(runs: list[dict], sweep: str) -> pandas.DataFrame:
     """What the figure of a sweep, "weights" or "both", draws: columns `CURVE_COLUMNS`, accuracy in percent, change from
-    floating point in points, intervals (half width) in points. Floating point is a method of its own; only networks and
-    cells with records."""
+    floating point in points, intervals (half width) in points. Floating point is a method of its own; only cells with
+    records, and only networks with several bit-widths, unless none has."""
     runs = sweep_runs(runs, sweep)
     if sweep == "weights":
         runs = [run for run in runs if run["abits"] == FLOAT_BITS]
@@ -37,7 +37,10 @@ def curves(runs: list[dict], sweep: str) -> pandas.DataFrame:
     models = in_order((run["model"] for run in runs), MODEL_TITLES)
     table = sweep_cells(models, runs, sweep, paper=None)
     table = table.assign(change=-table["drop"], change_interval=table["drop_interval"])
-    return table.loc[table["seeds"] > 0, CURVE_COLUMNS]
+    table = table.loc[table["seeds"] > 0, CURVE_COLUMNS]
+    widths = table[~table["method"].isin(FLOATING_POINT)].groupby("model")["wbits"].nunique()
+    single = widths.index[widths == 1]
+    return table if len(single) == len(widths) else table[~table["model"].isin(single)]
 
 
 def paper_curves(paper: pandas.DataFrame, sweep: str) -> pandas.DataFrame:

@@ -137,6 +137,12 @@ def test_methods_differ_in_colour_and_marker_and_keep_theirs():
     assert styles.styles(["fp32", "lapq"])["lapq"] == known["lapq"]
 
 
+def test_a_network_with_one_bit_width_has_no_panel_beside_those_with_curves():
+    single = [make_run("resnet50", "tflite", 4, 4), make_run("resnet50", "bitsplit", 4, 4)]
+    assert set(curves([*swept("both"), *single], "both")["model"]) == {"resnet18"}
+    assert set(curves(single, "both")["model"]) == {"resnet50"}
+
+
 def test_a_line_breaks_where_a_bit_width_has_not_run():
     figure = bit_width_figure([make_run(wbits=bits, abits=bits) for bits in (8, 4)], "both")
     line = next(line for line in figure.axes[0].get_lines() if line.get_gid() == "resnet18-bitsplit")
