@@ -81,9 +81,8 @@ class Bench:
         self._reads = plan.reads
         if method.order == "sequential":  # nothing else is the same for two of them
             return ptq.Known(self._reads)
-        identity = self._identity | {"files": self.files_digest(times=True)}
         if self._statistics is None:
-            path = cache_root() / "statistics" / facts_digest(identity)[:16]
+            path = cache_root() / "statistics" / self._stem()
             self._statistics = cached_statistics(path, network, lambda: ptq.measure_statistics(network, plan, batches))
         if settings.batch_norm not in self._float_norms:
             self._float_norms[settings.batch_norm] = ptq.measure_norms(network, plan, batches)
@@ -94,10 +93,14 @@ class Bench:
             self._weights = None  # its memory is free before the next ones are made
             facts = {"method": [method.name, dataclasses.asdict(method)], "code": _WEIGHTS_CODE}
             facts |= {"bits": dataclasses.asdict(bits), "layers": dataclasses.asdict(settings.layers)}
-            path = cache_root() / "weights" / facts_digest(identity | facts)[:16]
+            path = cache_root() / "weights" / self._stem(**facts)
             solve = partial(ptq.quantize_weights, network, plan, self._statistics)
             self._weights = key, cached_weights(path, self._device, solve)
         return ptq.Known(self._reads, self._statistics, norms, self._weights[1])
+
+    def _stem(self, **facts) -> str:
+        """Names what is kept about this network, these images and `facts`; asks all files for their times."""
+        return facts_digest(self._identity | {"files": self.files_digest(times=True)} | facts)[:16]
 
     @cached_property
     def float_metrics(self) -> dict:
@@ -119,8 +122,7 @@ class Bench:
 
     def _kept_metrics(self, what: object, evaluate: Callable[[], dict]) -> dict:
         """Of one network, for all processes that compare with it."""
-        facts = self._identity | {"files": self.files_digest(times=True), "what": what, "code": _METRICS_CODE}
-        stem = facts_digest(facts)[:16]
+        stem = self._stem(what=what, code=_METRICS_CODE)
         return kept(cache_root() / "metrics", stem, ".json", evaluate, _write_metrics, _read_metrics)
 
 
