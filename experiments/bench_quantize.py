@@ -13,8 +13,9 @@ from functools import partial
 
 import pandas
 import torch
-from measure import forward, publish, seconds_of, seconds_once
+from measure import forward, keep, seconds_of, seconds_once
 from script import parser_of
+from torch import nn
 from tqdm import tqdm
 
 from bitsplit import methods, ptq
@@ -26,6 +27,13 @@ from bitsplit.vision import torchvision
 BATCH = 64
 
 
+def warm_up(method: str, device: torch.device) -> None:
+    """Quantizes a network of two layers, so that no timing holds the compilation of a loop or a library's start."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval().to(device)
+    batches = [torch.randn(BATCH, 3, 16, 16, device=device)] * 2
+    ptq.quantize(network, batches, method=method, settings=Settings(Bits(4, 4)))
+
+
 def measure_quantize(name: str, method: str, where: str, images: int) -> dict:
     torch.manual_seed(0)
     device = torch.device(where)
@@ -35,6 +43,7 @@ def measure_quantize(name: str, method: str, where: str, images: int) -> dict:
     reestimate_batch_norm(network, batches[:2], total=2, momentum=None)
     calibration = Calibration(gram_batches=len(batches), scale_batches=len(batches), lockstep_batches=len(batches))
     settings = Settings(Bits(4, 4), calibration, BatchNorm(batches=len(batches)))
+    warm_up(method, device)
     baseline = seconds_of(lambda: forward(network, batches), device)
     quantize = partial(ptq.quantize, network, batches, method=method, settings=settings)
     made = []
@@ -67,14 +76,18 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", default=["cpu"], help="cpu (default), cuda, cuda:1, …")
     arguments = parser.parse_args()
     jobs = list(itertools.product(arguments.networks, arguments.methods, arguments.devices))
-    # Each in a process of its own, whose peak of memory is then that of one job.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        rows = [pool.submit(measure_quantize, *job, arguments.images) for job in jobs]
-        table = pandas.DataFrame([row.result() for row in tqdm(rows, "quantize")])
-    # Digits before the table is turned: its columns then hold names and numbers.
-    text = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value).replace("nan", "–").T
     others = "".join(f"_{device.replace(':', '')}" for device in arguments.devices if device != "cpu")
-    publish(f"quantize_{arguments.images}{others}", __doc__, table, text.to_markdown(headers=[], disable_numparse=True))
+    rows, text = [], ""
+    # Each in a process of its own, whose peak of memory is then that of one job; kept as soon as it is measured.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for measured in tqdm([pool.submit(measure_quantize, *job, arguments.images) for job in jobs], "quantize"):
+            rows.append(measured.result())
+            table = pandas.DataFrame(rows)
+            # Digits before the table is turned: its columns then hold names and numbers.
+            digits = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value).replace("nan", "–")
+            text = digits.T.to_markdown(headers=[], disable_numparse=True)
+            keep(f"quantize_{arguments.images}{others}", __doc__, table, text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,13 @@ def forward(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def publish(name: str, title: str, table: pandas.DataFrame, text: str) -> None:
-    """Prints `text` and writes results/bench/`name`.md, with the machine and versions, and all of `table` as CSV."""
+    """Prints `text` and writes what `keep` writes."""
     print(text)
+    keep(name, title, table, text)
+
+
+def keep(name: str, title: str, table: pandas.DataFrame, text: str) -> None:
+    """Writes results/bench/`name`.md, `text` with the machine and versions, and all of `table` as CSV."""
     folder = ROOT / "results" / "bench"
     write_text(folder / f"{name}.csv", table.to_csv(index=False))
     origin = json.dumps(provenance(), ensure_ascii=False)
