@@ -6,11 +6,12 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from bitsplit.files import TEMPORARY, abandoned, file_digest, own_name, temporary_file
 
@@ -32,7 +33,7 @@ def kept(folder: Path, stem: str, suffix: str, make: Callable, write: Callable[[
         try:
             store_file(folder, stem, suffix, lambda temporary: write(temporary, value))
         except OSError as error:
-            _warn_once(f"warning: {folder.parent} cannot be written ({error.strerror}); nothing kept there")
+            _warn_of(folder, error)
         return value
 
 
@@ -47,22 +48,34 @@ def computing_anew() -> Iterator[None]:
         _computing_anew = before
 
 
+def is_computing_anew() -> bool:
+    """Whether this is inside `computing_anew`."""
+    return _computing_anew
+
+
+def _warn_of(folder: Path, error: OSError) -> None:
+    _warn_once(f"warning: {folder.parent} cannot be written ({error.strerror}); nothing kept there")
+
+
 @cache
 def _warn_once(line: str) -> None:
     print(line, file=sys.stderr)
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Waits until no other process holds `path`, and holds it; goes on where a file system knows no locks."""
-    lock = FileLock(path)
+def _alone(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Holds `path` once no other process does; false, without `wait`, where one does. Goes on where a file system knows
+    no locks."""
+    lock, alone = FileLock(path), True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock.acquire(blocking=wait)
+    except Timeout:
+        alone = False
     except (OSError, NotImplementedError):
         pass
     try:
-        yield
+        yield alone
     finally:
         if lock.is_locked:
             with suppress(OSError):
@@ -103,12 +116,70 @@ def store_file(folder: Path, stem: str, suffix: str, write: Callable[[Path], Non
     this name before is replaced."""
     with temporary_file(folder, stem) as temporary:
         write(temporary)
-        path = folder / _stored_name(temporary, stem, suffix)
-        os.replace(temporary, path)
-    for other in folder.glob(f"{stem}-*{suffix}"):
+        _place(temporary, folder / _stored_name(temporary, stem, suffix), f"{stem}-*{suffix}")
+
+
+def _place(temporary: Path, path: Path, earlier: str) -> None:
+    """Moves a file to its place, and removes those beside it whose names are like `earlier`."""
+    os.replace(temporary, path)
+    for other in path.parent.glob(earlier):
         if other != path:
             with suppress(OSError):
                 other.unlink()
+
+
+class Appended:
+    """A file that grows piece by piece inside `appending`, and lies at `path` once it is finished."""
+
+    def __init__(self, folder: Path, stem: str, suffix: str, file: BinaryIO | None):
+        self.path: Path | None = None
+        self._folder, self._stem, self._suffix = folder, stem, suffix
+        self._file, self._digest = file, hashlib.sha256()
+
+    def append(self, content: memoryview) -> None:
+        """Adds `content`; where there is no room for it the file is given up, as one line of warning says."""
+        if self._file:
+            try:
+                self._file.write(content)
+                self._file.flush()
+                self._digest.update(content)
+            except OSError as error:
+                _warn_of(self._folder, error)
+                self.give_up()
+
+    def give_up(self) -> None:
+        """Nothing will be left, and what comes next is not written."""
+        if self._file:
+            with suppress(OSError):
+                self._file.close()
+            Path(self._file.name).unlink(missing_ok=True)
+            self._file = None
+
+    def finish(self) -> None:
+        """Moves the file to its place, for `stored_file` to find."""
+        if self._file:
+            path = self._folder / f"{self._stem}-{self._digest.hexdigest()[:_DIGITS]}{self._suffix}"
+            try:
+                _place(Path(self._file.name), path, f"{self._stem}-*{self._suffix}")
+            except OSError as error:
+                _warn_of(self._folder, error)
+                self.give_up()
+            else:
+                self._file, self.path = None, path
+
+
+@contextmanager
+def appending(folder: Path, stem: str, suffix: str) -> Iterator[Appended]:
+    """What the body writes piece by piece and then finishes; nothing is left where it does not, another process is at
+    it, or nothing can be written."""
+    with ExitStack() as stack:
+        file = None
+        if stack.enter_context(_alone(folder / f".{stem}.lock", wait=False)):
+            try:
+                file = stack.enter_context(stack.enter_context(temporary_file(folder, stem)).open("wb"))
+            except OSError as error:
+                _warn_of(folder, error)
+        yield Appended(folder, stem, suffix, file)
 
 
 def store_folder(folder: Path, stem: str, write: Callable[[Path], None]) -> Path:

@@ -193,9 +193,13 @@ def estimate(arguments: list[str], device: torch.device, devices: int | None, im
     print(pandas.DataFrame(speeds).to_string(index=False, float_format=lambda value: f"{value:.1f}"))
     print_hours(rows, list(tables), devices or (workers if workers > 1 else 4))
     if arguments:
-        print("Reading the images is in it" + (", COCO's own evaluation is not." if task == "detection" else "."))
+        left_out = "COCO's own evaluation" if task == "detection" else "decoding image files, once for all cells,"
+        print(f"Reading the images is in it, {left_out} is not.")
     else:
-        print(f"Decoding is not in it: {1 / decoding_seconds():.0f} images of 500×375 a second and core here.")
+        print(
+            "Decoding, once for all cells, is not in it: "
+            f"{1 / decoding_seconds():.0f} images of 500×375 a second and core here."
+        )
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bitsplit import methods, ptq
 from bitsplit.data.images import ImageFiles, Preprocessing
+from bitsplit.kept import computing_anew
 from bitsplit.layers.batch_norm import measure_batch_norm
 from bitsplit.layout import grouped_weight, weighted_layers
 from bitsplit.plan import Plan
@@ -49,14 +50,16 @@ def random_subject(name: str, device: torch.device, sample: int, validation_imag
 
 def run_subject(run: Run, sample: int, validation_images: int | None) -> Subject:
     """The network and the images of a run."""
-    bench = run.bench
-    network, batches = bench.task.module, CalibrationBatches(bench.calibration, bench.task.module)
-    next(batches.first(1))  # glyphs and scenes are drawn once
-    started = time.perf_counter()
-    batch = next(batches.first(1))
-    reading = (time.perf_counter() - started) / len(batch)
-    calibration = replace(run.settings.calibration, batch_size=bench.calibration.batch_size)
-    return Subject(network, batch[:sample], reading, validation_images or _validation_images(bench.task), calibration)
+    task, settings = run.bench.task, run.settings
+    source = task.calibration(settings.calibration.batch_size, 1, settings.seed)
+    batches = CalibrationBatches(source, task.module)
+    with computing_anew():  # leaves nothing in the cache
+        next(batches.first(1))  # glyphs and scenes are drawn once, images decoded once
+        started = time.perf_counter()
+        batch = next(batches.first(1))
+        reading = (time.perf_counter() - started) / len(batch)
+    calibration = replace(settings.calibration, batch_size=source.batch_size)
+    return Subject(task.module, batch[:sample], reading, validation_images or _validation_images(task), calibration)
 
 
 def _validation_images(task: Classification | Detection) -> int:

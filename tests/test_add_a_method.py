@@ -15,7 +15,7 @@ from bitsplit.report import record
 def copy(tmp_path):
     """A copy of the code with the document's two files in their places."""
     for name in ("bitsplit", "conf"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "run.py", tmp_path)
     section = (ROOT / "docs" / "add_a_method.md").read_text().split("## Add a method")[1].split("\n## ")[0]
     files = re.findall(r"```\w+\n# (\S+)\n(.*?)```", section, flags=re.DOTALL)

@@ -160,7 +160,7 @@ def program(tmp_path):
     """A copy of the repository with this environment and no records, for targets that write into results/."""
     copy = tmp_path / "repository"
     for name in ("bitsplit", "conf", "experiments", "results/paper"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, copy / name)
     for name in ("Makefile", "run.py", "requirements.lock", "requirements-detection.lock", "pyproject.toml"):
         shutil.copy2(ROOT / name, copy)
     (copy / ".venv").symlink_to(Path(sys.prefix))

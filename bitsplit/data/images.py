@@ -3,7 +3,7 @@
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bitsplit.data.decoded import DecodedImages
 from bitsplit.data.processes import reading_workers
 from bitsplit.errors import InputError
 
 LARGEST_RESIZE = 4096
-_MEMORY = 2**30  # bytes of decoded images that are kept
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"])
 
 
@@ -52,78 +52,67 @@ class Preprocessing:
 
 
 class ImageFiles(Dataset):
-    """Images and their labels. A file that cannot be decoded gives its path in the place of the image.
+    """Images as `transform` makes them; None for a file that cannot be decoded. `labels` are theirs.
 
     Random transforms draw from a stream fixed by (seed, index), whatever process loads the image.
     """
 
     def __init__(self, paths: Sequence[Path], labels: Sequence[int], transform: Callable, seed: int = 0):
-        self.paths, self._labels, self._transform, self._seed = paths, labels, transform, seed
+        self.paths, self.labels, self.transform, self.seed = paths, labels, transform, seed
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
-        path = self.paths[index]
+    def __getitem__(self, index: int) -> Tensor | None:
         try:
-            with Image.open(path) as file:
+            with Image.open(self.paths[index]) as file:
                 image = file.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            return None, -1, str(path)
+            return None
         with torch.random.fork_rng(devices=[]):
             # Hashed together: torch's CPU generator reads only the low 32 bits of its seed.
-            torch.manual_seed(zlib.crc32(f"{self._seed}/{index}".encode()))
-            return self._transform(image), self._labels[index], ""
+            torch.manual_seed(zlib.crc32(f"{self.seed}/{index}".encode()))
+            return self.transform(image)
 
 
 class ImageBatches:
     """Batches (images (N, 3, H, W), labels (N,)) of image files, in a fixed order, as often as asked for.
 
-    Images that fit in memory are decoded once. `paths` are the files; `skipped` holds the damaged ones met so far, each
-    of which is named on stderr once.
+    Images are decoded once. `paths` are the files; `skipped` holds the damaged ones met so far, each of which is named
+    on stderr once.
     """
 
     def __init__(self, files: ImageFiles, preprocessing: Preprocessing, batch_size: int, drop_last: bool = False):
         self.batch_size, self.paths = batch_size, files.paths
         self.skipped: set[str] = set()
         self._preprocessing = preprocessing
-        self._fit_in_memory = len(files) * 3 * preprocessing.crop**2 <= _MEMORY
-        self._decoded: list[tuple[Tensor, Tensor]] | None = None
+        self._labels = torch.tensor(files.labels)
         self._loader = DataLoader(
-            files,
-            batch_size,
-            drop_last=drop_last,
-            collate_fn=_readable_only,
-            **reading_workers(),
+            files, batch_size, drop_last=drop_last, collate_fn=_readable_only, **reading_workers()
         )
+        self._decoded = DecodedImages(self._loader, preprocessing.crop)
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        decoded = []
-        for images, labels in self._decoded or self._decode():
-            if self._fit_in_memory:
-                decoded.append((images, labels))
-            yield self._preprocessing.normalise(images), labels
-        self._decoded = decoded or None  # not reached by a reader that stops early
+        start = 0
+        for images, readable in self._decoded:
+            these = slice(start, start := start + len(readable))
+            self._name_damaged(str(path) for path, read in zip(self.paths[these], readable, strict=True) if not read)
+            if len(images):
+                yield self._preprocessing.normalise(images), self._labels[these][readable]
 
-    def _decode(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels, damaged in self._loader:
-            for path in sorted(set(damaged) - self.skipped):
-                print(f"warning: skipped {path}: not a readable image", file=sys.stderr)
-            self.skipped.update(damaged)
-            if len(labels):
-                yield images, labels
+    def _name_damaged(self, paths: Iterable[str]) -> None:
+        for path in sorted(set(paths) - self.skipped):
+            print(f"warning: skipped {path}: not a readable image", file=sys.stderr)
+            self.skipped.add(path)
 
 
-def _readable_only(samples: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor, Tensor, list[str]]:
-    readable = [(image, label) for image, label, _ in samples if image is not None]
-    damaged = [path for _, _, path in samples if path]
-    if not readable:
-        return torch.empty(0), torch.empty(0, dtype=torch.int64), damaged
-    images, labels = zip(*readable, strict=True)
-    return torch.stack(images), torch.tensor(labels), damaged
+def _readable_only(images: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """The images that could be decoded, and which of all those are (N,)."""
+    decoded = [image for image in images if image is not None]
+    return torch.stack(decoded) if decoded else torch.empty(0), torch.tensor([image is not None for image in images])
 
 
 def image_paths(folder: Path) -> list[Path]:

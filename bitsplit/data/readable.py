@@ -10,7 +10,7 @@ def with_readable_images(batches: ImageBatches, folder: Path) -> ImageBatches:
     """`batches`, if one of their images can be read; InputError, instead of a warning for each, if none can."""
     paths = batches.paths[: len(batches) * batches.batch_size]
     files = ImageFiles(paths, range(len(paths)), lambda image: image)
-    if any(files[index][0] is not None for index in range(len(files))):
+    if any(files[index] is not None for index in range(len(files))):
         return batches
     raise InputError(
         f"none of the {len(paths)} images taken from {folder} can be read, {paths[0]} among them; "

@@ -23,7 +23,8 @@ from bitsplit.statistics.reads import LayerReads
 from bitsplit.tasks import task_of
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-KEPT = ("statistics", "weights", "predictions", "metrics")  # folders of the cache with what runs compute for each other
+# Folders of the cache with what runs compute for each other.
+KEPT = ("statistics", "weights", "predictions", "metrics", "images")
 
 
 def _sources(*rooms: str) -> str:
