@@ -132,6 +132,17 @@ def resnet18_weights(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def mobilenet(tmp_path_factory) -> list[str]:
+    """Arguments that choose the fastest of torchvision's networks at 224×224, with random weights."""
+    from bitsplit.vision import torchvision
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("mobilenet") / "weights.pth"
+    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), path)
+    return ["model=mobilenet_v3_small", f"model.weights={path}"]
+
+
 @pytest.fixture
 def network():
     """The small residual network of `small_networks`, as if trained."""

@@ -63,12 +63,12 @@ def test_floating_point_bits_return_the_same_network(command, tmp_path):
     assert metrics["quantized"] == metrics["fp32"]
 
 
-def test_imagenet_layout_with_a_damaged_image(command, tmp_path, imagenet_root, resnet18_weights):
+def test_imagenet_layout_with_a_damaged_image(command, tmp_path, imagenet_root, mobilenet):
     root = tmp_path / "copy"
     shutil.copytree(imagenet_root, root)
     damaged = root / "val" / "n02123045" / "1.jpg"
     damaged.write_bytes(damaged.read_bytes()[:300])
-    arguments = ["data=imagenet", f"data.root={root}", f"model.weights={resnet18_weights}", *SMALL]
+    arguments = ["data=imagenet", f"data.root={root}", *mobilenet, *SMALL]
     done = command(*arguments, "wbits=8", "abits=8", "method=tflite")
     assert done.returncode == 0, done.stderr
     assert str(damaged) in done.stderr and "skipped" in done.stdout
@@ -78,10 +78,8 @@ def test_imagenet_layout_with_a_damaged_image(command, tmp_path, imagenet_root, 
     assert (metrics["images"], metrics["skipped"]) == (11, 1)
 
 
-def test_a_folder_of_unlabelled_images_has_agreement_but_no_accuracy(
-    command, tmp_path, imagenet_root, resnet18_weights
-):
-    arguments = ["data=folder", f"data.root={imagenet_root / 'val'}", f"model.weights={resnet18_weights}", *SMALL]
+def test_a_folder_of_unlabelled_images_has_agreement_but_no_accuracy(command, tmp_path, imagenet_root, mobilenet):
+    arguments = ["data=folder", f"data.root={imagenet_root / 'val'}", *mobilenet, *SMALL]
     done = command(*arguments, "wbits=8", "abits=32", "method=tflite")
     assert done.returncode == 0, done.stderr
     metrics = json.loads(records(tmp_path)[0].read_text())["metrics"]["quantized"]

@@ -8,7 +8,7 @@ import threading
 import time
 
 _LOOK_SECONDS = 1.0
-_READERS = 32  # at most: each decodes hundreds of images a second, a GPU evaluates thousands
+_READERS = 8  # at most: images are decoded once, and each reader holds batches in shared memory
 
 
 def available_cores() -> int:

@@ -52,9 +52,8 @@ def test_steps_for_coco_are_in_order():
 
 
 @pytest.mark.slow
-def test_only_cells_without_a_record_are_counted(command, tmp_path, imagenet_root, resnet18_weights):
-    cells = [f"data.root={imagenet_root}", f"model.weights={resnet18_weights}", *SMALL]
-    cells += ["data=imagenet", "model=resnet18", "wbits=4", "abits=8"]
+def test_only_cells_without_a_record_are_counted(command, tmp_path, imagenet_root, mobilenet):
+    cells = ["data=imagenet", f"data.root={imagenet_root}", *mobilenet, *SMALL, "wbits=4", "abits=8"]
     done = command(*cells, "method=tflite")
     assert done.returncode == 0, done.stderr
     cells += ["method=tflite,aciq", f"results={tmp_path / 'results'}"]

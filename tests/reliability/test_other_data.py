@@ -14,7 +14,7 @@ from bitsplit.runs.experiment import Run
 
 
 @pytest.fixture
-def run_of(imagenet_root, resnet18_weights, tmp_path):
+def run_of(imagenet_root, mobilenet, tmp_path):
     """The run on a copy of the small ImageNet, as a new process would see it."""
 
     def copied(name: str, data: str):
@@ -24,12 +24,7 @@ def run_of(imagenet_root, resnet18_weights, tmp_path):
 
         def run() -> Run:
             bench._benches.clear(), bench._data_sets.clear()
-            line = [
-                f"data={data}",
-                f"data.root={root}",
-                f"model.weights={resnet18_weights}",
-                "calibration.batch_size=8",
-            ]
+            line = [f"data={data}", f"data.root={root}", *mobilenet]
             return Run.of(composed(*line, "calibration.batch_size=8", f"results={tmp_path / 'results'}"))
 
         return root, run

@@ -95,11 +95,11 @@ def test_a_run_and_help_in_a_locale_without_the_characters(tmp_path, drawn):
 
 
 @pytest.mark.slow
-def test_a_home_and_a_cache_in_whose_place_a_file_lies(tmp_path, imagenet_root, resnet18_weights):
+def test_a_home_and_a_cache_in_whose_place_a_file_lies(tmp_path, imagenet_root, mobilenet):
     file = tmp_path / "file"
     file.write_text("mine")
     for number, variables in enumerate([{"home": file, "BITSPLIT_CACHE": ""}, {"BITSPLIT_CACHE": str(file)}]):
-        line = ["data=folder", f"data.root={imagenet_root}", f"model.weights={resnet18_weights}", *SMALL]
+        line = ["data=folder", f"data.root={imagenet_root}", *mobilenet, *SMALL]
         done = run(*line, "method=tflite", "logger=none", f"results={tmp_path / str(number)}", **variables)
         assert done.returncode == 0, done.stderr
         assert len(done.stderr.splitlines()) == 1 and "BITSPLIT_CACHE=FOLDER" in done.stderr
@@ -183,11 +183,11 @@ def test_weights_without_permission(tmp_path, drawn, closing, resnet18_weights):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("data", "split"), [("imagenet", "train"), ("imagenet", "val"), ("folder", "")])
-def test_images_none_of_which_can_be_read(tmp_path, imagenet_root, resnet18_weights, data, split):
+def test_images_none_of_which_can_be_read(tmp_path, imagenet_root, mobilenet, data, split):
     root = shutil.copytree(imagenet_root, tmp_path / "images")
     for path in (root / split).rglob("*.jpg"):
         path.write_bytes(path.read_bytes()[:100])
-    line = [f"data={data}", f"data.root={root}", f"model.weights={resnet18_weights}", *SMALL, "logger=none"]
+    line = [f"data={data}", f"data.root={root}", *mobilenet, *SMALL, "logger=none"]
     done = run(*line, f"results={tmp_path / 'results'}")
     assert_one_line(done, "none of the", str(root / split))
     assert not (tmp_path / "results").exists()
@@ -211,11 +211,13 @@ def test_what_the_grammar_reads_is_left_as_it_is(argument):
 
 
 @pytest.mark.slow
-def test_home_spaces_and_unicode_in_every_path(tmp_path, imagenet_root, resnet18_weights):
+def test_home_spaces_and_unicode_in_every_path(tmp_path, imagenet_root, mobilenet):
     home = tmp_path / "my höme"
     shutil.copytree(imagenet_root, home / "images, all")
-    shutil.copy(resnet18_weights, home / "weights (1).pth")
-    given = ["data=folder", "data.root='~/images, all'", "model.weights=~/weights (1).pth", "results=~/tables ü"]
+    network, weights = mobilenet
+    shutil.copy(weights.partition("=")[2], home / "weights (1).pth")
+    given = [network, "data=folder", "data.root='~/images, all'", "model.weights=~/weights (1).pth"]
+    given.append("results=~/tables ü")
     done = run(*given, *SMALL, "method=tflite", "logger=none", home=home, BITSPLIT_CACHE="~/cäche")
     assert done.returncode == 0, done.stderr
     assert len(records(home / "tables ü")) == 1 and list((home / "cäche").rglob("*.safetensors"))
@@ -254,12 +256,12 @@ def test_the_number_of_workers_zero(tmp_path, drawn):
 
 
 @pytest.mark.slow
-def test_a_single_image_without_sense_is_named(tmp_path, imagenet_root, resnet18_weights):
+def test_a_single_image_without_sense_is_named(tmp_path, imagenet_root, mobilenet):
     root = shutil.copytree(imagenet_root, tmp_path / "images")
     damaged = sorted(root.rglob("*.jpg"))[0]
     damaged.write_bytes(b"no image")
     Image.new("RGB", (300, 260)).save(root / "more.png")
-    line = ["data=folder", f"data.root={root}", f"model.weights={resnet18_weights}", *SMALL, "method=tflite"]
+    line = ["data=folder", f"data.root={root}", *mobilenet, *SMALL, "method=tflite"]
     done = run(*line, "logger=none", f"results={tmp_path / 'results'}")
     assert done.returncode == 0, done.stderr
     assert all(str(damaged) in text for text in done.stderr.splitlines()) and done.stderr

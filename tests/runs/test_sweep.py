@@ -131,10 +131,10 @@ def test_joblib_sweep(tmp_path, uninterrupted):
     assert outcomes(results) == uninterrupted
 
 
-def test_joblib_sweep_over_image_files(command, imagenet_root, resnet18_weights):
+def test_joblib_sweep_over_image_files(command, imagenet_root, mobilenet):
     """Workers of the sweep start workers of their own, which decode the images."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `joblib`")
-    images = ["data=imagenet", f"data.root={imagenet_root}", f"model.weights={resnet18_weights}"]
+    images = ["data=imagenet", f"data.root={imagenet_root}", *mobilenet]
     done = command("-m", *SMALL, *images, "method=tflite", "wbits=4,8", "hydra/launcher=joblib")
     assert done.returncode == 0, done.stderr
     assert "2 cells run" in done.stdout and not done.stderr.strip()
