@@ -51,13 +51,13 @@ class DecodedImages:
         with appending(folder, self._stem, _SUFFIX) as store:
             for number, (images, readable) in enumerate(self._loader, 1):
                 if readable.all():
-                    store.append(images.numpy().data)
+                    store.append(images.data)
                 else:
                     store.give_up()
                 if number == len(self._loader):  # and not after it: nobody asks for one more than there are
                     store.finish()
                     self._path = store.path
-                yield images, readable
+                yield torch.from_numpy(images), torch.from_numpy(readable)
 
     @cached_property
     def _stem(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -109,10 +110,13 @@ class ImageBatches:
             self.skipped.add(path)
 
 
-def _readable_only(images: list[Tensor | None]) -> tuple[Tensor, Tensor]:
-    """The images that could be decoded, and which of all those are (N,)."""
-    decoded = [image for image in images if image is not None]
-    return torch.stack(decoded) if decoded else torch.empty(0), torch.tensor([image is not None for image in images])
+def _readable_only(images: list[Tensor | None]) -> tuple[np.ndarray, np.ndarray]:
+    """The images that could be decoded, and which of all those are (N,).
+
+    Arrays, which a worker sends through a pipe: tensors would go through /dev/shm, of which a container has 64 MB.
+    """
+    decoded = [image.numpy() for image in images if image is not None]
+    return np.stack(decoded) if decoded else np.empty(0, np.uint8), np.array([image is not None for image in images])
 
 
 def image_paths(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import math
+import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -208,8 +209,10 @@ def scene_batches(dataset, order: Sequence[int], batch_size: int) -> Iterator[di
     image in the order that is damaged."""
     from mmengine.dataset import pseudo_collate
 
-    loader = DataLoader(_ReadScenes(dataset), batch_size, sampler=order, collate_fn=list, **reading_workers())
-    for samples in loader:
+    # As bytes, which a worker sends through a pipe: tensors would go through /dev/shm, of which a container has 64 MB.
+    loader = DataLoader(_ReadScenes(dataset), batch_size, sampler=order, collate_fn=pickle.dumps, **reading_workers())
+    for content in loader:
+        samples = pickle.loads(content)
         if damaged := next((sample for sample in samples if isinstance(sample, InputError)), None):
             raise damaged
         yield pseudo_collate(samples)

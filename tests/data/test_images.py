@@ -1,10 +1,12 @@
 """Image folders: class indices by WordNet id, damaged files, fixed random crops."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import SHARED
+from conftest import ROOT, SHARED, environment
 
 from bitsplit.data.folder import Folder
 from bitsplit.data.imagenet import CLASS_INDEX, WNIDS, ImageNet
@@ -83,3 +85,19 @@ def test_real_imagenet_images():
     images, labels = next(iter(data.validation(PREPROCESSING, 50)))
     assert images.shape == (50, 3, 224, 224) and -3 < images.mean() < 3
     assert data.calibration(PREPROCESSING, 64, 200, 0).__len__() == 15
+
+
+def test_workers_need_no_shared_memory(imagenet_root, tmp_path):
+    """A container has 64 MB of it by default; here is next to none."""
+    small = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "bash"]
+    if not shutil.which("unshare") or subprocess.run([*small, "true"], capture_output=True).returncode:
+        pytest.skip("only root may mount another /dev/shm")
+    code = f"""
+from bitsplit.data.imagenet import ImageNet
+from bitsplit.data.images import Preprocessing
+print(sum(len(labels) for _, labels in ImageNet({str(imagenet_root)!r}).validation(Preprocessing(), 6)))
+"""
+    given = environment(BITSPLIT_CACHE=str(tmp_path))
+    line = [*small, sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=given, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "12\n"), done.stderr
