@@ -1,8 +1,8 @@
 """Every result printed in the documents is the number on disk, to the last digit printed.
 
 A number in a table is looked up by what its row, its column and the line above the table say (data set, network,
-method, bit-widths, boxes or masks); where a table says "not run" there must be no record. A number in the prose must be
-one of a table, or of its notes, under results/.
+method, bit-widths, boxes or masks, a standard deviation behind the mean); where a table says "not run" there must be no
+record. A number in the prose must be one of a table, or of its notes, under results/.
 """
 
 import json
@@ -28,8 +28,9 @@ METRICS = {"boxes": "bbox_ap", "masks": "segm_ap"}  # by what the row or the col
 NOT_RUN = "not run"
 
 
-def measured() -> pandas.DataFrame:
-    """What the records with a method's own settings, means over their seeds, and the paper say of a network."""
+def measured() -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """What the records with a method's own settings, means over their seeds, and the paper say of a network; and the
+    standard deviations over the seeds."""
     rows = []
     for path in (ROOT / "results").glob("*/runs/*.json"):
         run = json.loads(path.read_text())
@@ -38,12 +39,13 @@ def measured() -> pandas.DataFrame:
         if run["variant"] == "":
             rows.append(cell | {key: run[key] for key in ("method", "wbits", "abits")} | run["metrics"]["quantized"])
     records = pandas.DataFrame(rows).fillna({"wbits": 32, "abits": 32})
-    means = records.groupby(["data", "model", "method", "wbits", "abits"], as_index=False).mean(numeric_only=True)
+    cells = records.groupby(["data", "model", "method", "wbits", "abits"], as_index=False)
     paper = [pandas.read_csv(path) for path in (ROOT / "results/paper").glob("*.csv")]
     for table in paper:
         for task in METRICS.values() if "task" in table else ():
             table[task] = table["ap"].where(table["task"] == task.removesuffix("_ap"))
-    return pandas.concat([means, *(table.assign(data="paper") for table in paper)], ignore_index=True)
+    means = [cells.mean(numeric_only=True), *(table.assign(data="paper") for table in paper)]
+    return pandas.concat(means, ignore_index=True), cells.std(numeric_only=True)
 
 
 def everything() -> set[float]:
@@ -57,7 +59,7 @@ def everything() -> set[float]:
     return numbers
 
 
-MEASURED, EVERYTHING = measured(), everything()
+(MEASURED, SPREADS), EVERYTHING = measured(), everything()
 
 
 def has(values, printed: str) -> bool:
@@ -96,7 +98,8 @@ def candidates(above: str, label: str, headers: list[str], place: int) -> pandas
     column = headers[-1]
     model = mentioned(label, MODEL_TITLES) or mentioned(column, MODEL_TITLES)
     data = next((name for words in (label, *headers[::-1]) for key, name in DATA.items() if key in words), None)
-    records = MEASURED[(MEASURED["model"] == model) & ((MEASURED["data"] == data) | (data is None))]
+    numbers = SPREADS if place and "standard deviation" in above else MEASURED
+    records = numbers[(numbers["model"] == model) & ((numbers["data"] == data) | (data is None))]
     if records.empty:
         return EVERYTHING
     method = "fp32" if "floating point" in label + column else mentioned(label, METHOD_TITLES)
