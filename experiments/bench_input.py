@@ -84,7 +84,7 @@ def main() -> None:
     if importlib.util.find_spec("mmdet") is not None:
         rows += scene_rates()
     table = pandas.DataFrame(rows)
-    text = table.round(1).to_markdown(index=False, missingval="–")
+    text = table.round(1).astype(object).fillna("–").to_markdown(index=False)
     publish("input", __doc__, table, text)
 
 
