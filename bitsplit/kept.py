@@ -26,8 +26,7 @@ def kept(folder: Path, stem: str, suffix: str, make: Callable, write: Callable[[
         return make()
     with _alone(folder / f".{stem}.lock"):
         if path := stored_file(folder, stem, suffix):
-            with suppress(OSError):
-                os.utime(path)  # `trim` takes what was used last for the youngest
+            mark_used(path)
             return read(path)
         value = make()
         try:
@@ -94,6 +93,12 @@ def trim(folders: Iterable[Path], limit: float) -> None:
             path.unlink(missing_ok=True)
 
 
+def mark_used(path: Path) -> None:
+    """Makes what is stored at `path` the youngest for `trim`."""
+    with suppress(OSError):
+        os.utime(path)
+
+
 def stored_file(folder: Path, stem: str, suffix: str) -> Path | None:
     """What `store_file` or, with "" for the suffix, `store_folder` has left under this name, intact; None, with a
     warning, where what is there is damaged.
@@ -116,16 +121,18 @@ def store_file(folder: Path, stem: str, suffix: str, write: Callable[[Path], Non
     this name before is replaced."""
     with temporary_file(folder, stem) as temporary:
         write(temporary)
-        _place(temporary, folder / _stored_name(temporary, stem, suffix), f"{stem}-*{suffix}")
+        _place(temporary, folder, stem, suffix, file_digest(temporary))
 
 
-def _place(temporary: Path, path: Path, earlier: str) -> None:
-    """Moves a file to its place, and removes those beside it whose names are like `earlier`."""
+def _place(temporary: Path, folder: Path, stem: str, suffix: str, digest: str) -> Path:
+    """Moves a file of this digest to its place in `folder`, in that of what was stored under the name before."""
+    path = folder / _name(stem, digest, suffix)
     os.replace(temporary, path)
-    for other in path.parent.glob(earlier):
+    for other in folder.glob(f"{stem}-*{suffix}"):
         if other != path:
             with suppress(OSError):
                 other.unlink()
+    return path
 
 
 class Appended:
@@ -158,14 +165,13 @@ class Appended:
     def finish(self) -> None:
         """Moves the file to its place, for `stored_file` to find."""
         if self._file:
-            path = self._folder / f"{self._stem}-{self._digest.hexdigest()[:_DIGITS]}{self._suffix}"
+            temporary, digest = Path(self._file.name), self._digest.hexdigest()
             try:
-                _place(Path(self._file.name), path, f"{self._stem}-*{self._suffix}")
+                self.path = _place(temporary, self._folder, self._stem, self._suffix, digest)
             except OSError as error:
                 _warn_of(self._folder, error)
                 self.give_up()
-            else:
-                self._file, self.path = None, path
+            self._file = None
 
 
 @contextmanager
@@ -215,7 +221,11 @@ def _move_folder(written: Path, path: Path) -> bool:
 
 
 def _stored_name(content: Path, stem: str, suffix: str = "") -> str:
-    return f"{stem}-{_content_digest(content)[:_DIGITS]}{suffix}"
+    return _name(stem, _content_digest(content), suffix)
+
+
+def _name(stem: str, digest: str, suffix: str) -> str:
+    return f"{stem}-{digest[:_DIGITS]}{suffix}"
 
 
 def _content_digest(path: Path) -> str:

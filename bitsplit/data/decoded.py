@@ -1,7 +1,6 @@
 """Decoded images on disk: one whole pass over a set decodes it for later passes, those of other processes too."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cached_property
 from os.path import commonpath
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bitsplit.files import cache_root, facts_digest, files_digest, scratch_folder, sources_digest
-from bitsplit.kept import appending, is_computing_anew, stored_file
+from bitsplit.kept import appending, is_computing_anew, mark_used, stored_file
 
 _CODE = sources_digest([Path(__file__), Path(__file__).with_name("images.py")])
 _SUFFIX = ".images"
@@ -40,8 +39,7 @@ class DecodedImages:
             yield from self._decode(folder)
 
     def _read(self, path: Path) -> Iterator[tuple[Tensor, Tensor]]:
-        with suppress(OSError):
-            path.touch()  # the cache removes last what was used last
+        mark_used(path)
         # Not mapped into memory: what is read of a mapped file counts as memory that this process holds.
         with path.open("rb") as file:
             while len(images := np.fromfile(file, (np.uint8, self._shape), self._loader.batch_size)):
