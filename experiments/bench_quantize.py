@@ -77,7 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     jobs = list(itertools.product(arguments.networks, arguments.methods, arguments.devices))
     others = "".join(f"_{device.replace(':', '')}" for device in arguments.devices if device != "cpu")
-    rows, text = [], ""
+    rows = []
     # Each in a process of its own, whose peak of memory is then that of one job; kept as soon as it is measured.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for measured in tqdm([pool.submit(measure_quantize, *job, arguments.images) for job in jobs], "quantize"):

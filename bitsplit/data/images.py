@@ -111,10 +111,7 @@ class ImageBatches:
 
 
 def _readable_only(images: list[Tensor | None]) -> tuple[np.ndarray, np.ndarray]:
-    """The images that could be decoded, and which of all those are (N,).
-
-    Arrays, which a worker sends through a pipe: tensors would go through /dev/shm, of which a container has 64 MB.
-    """
+    """The images that could be decoded, and which of all those are (N,); arrays, for `reading_workers`."""
     decoded = [image.numpy() for image in images if image is not None]
     return np.stack(decoded) if decoded else np.empty(0, np.uint8), np.array([image is not None for image in images])
 

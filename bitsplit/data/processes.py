@@ -8,7 +8,7 @@ import threading
 import time
 
 _LOOK_SECONDS = 1.0
-_READERS = 8  # at most: images are decoded once, and each reader holds batches in shared memory
+_READERS = 8  # at most: images are decoded once, and each reader holds batches in memory
 
 
 def available_cores() -> int:
@@ -17,7 +17,11 @@ def available_cores() -> int:
 
 
 def reading_workers() -> dict:
-    """Options of a DataLoader whose workers read images ahead; they end with the process that started them."""
+    """Options of a DataLoader whose workers read images ahead; they end with the process that started them.
+
+    What it collates should be arrays or bytes, which come through a pipe: tensors come through /dev/shm, of which a
+    container has 64 MB, and where that is full the workers fail and the run hangs.
+    """
     # Said outright: inside joblib's workers the default is a method of its own, in which no further process can start.
     method = "fork" if sys.platform == "linux" else "spawn"
     return {"num_workers": min(available_cores(), _READERS), "multiprocessing_context": method}

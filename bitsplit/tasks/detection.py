@@ -209,7 +209,7 @@ def scene_batches(dataset, order: Sequence[int], batch_size: int) -> Iterator[di
     image in the order that is damaged."""
     from mmengine.dataset import pseudo_collate
 
-    # As bytes, which a worker sends through a pipe: tensors would go through /dev/shm, of which a container has 64 MB.
+    # As bytes, for `reading_workers`.
     loader = DataLoader(_ReadScenes(dataset), batch_size, sampler=order, collate_fn=pickle.dumps, **reading_workers())
     for content in loader:
         samples = pickle.loads(content)
