@@ -17,9 +17,10 @@ class Grid:
 
     Signed grids are symmetric, -(2^(bits-1)-1) .. 2^(bits-1)-1; unsigned ones, for inputs that no negative value
     reaches, are 0 .. 2^bits-1. With a zero point `zero`, an unsigned grid is moved down by so many codes, -zero ..
-    2^bits-1-zero: for inputs that reach further on one side, as after SiLU. Rounding is half to even. Where every
-    channel has bits of its own, `bits` is a tensor of the scale's shape, in floating point; channels of 0 bits, and
-    signed ones of 1, have the code 0 alone.
+    2^bits-1-zero: for inputs that reach further on one side, as after SiLU. A mid-rise grid, for weights, has 2^bits
+    codes halfway between integers, -(2^(bits-1)-½) .. 2^(bits-1)-½, and none that is zero. Rounding is half to even.
+    Where every channel has bits of its own, `bits` is a tensor of the scale's shape, in floating point; channels of 0
+    bits, and signed ones of 1, have the code 0 alone.
 
     >>> grid = Grid(bits=3)
     >>> grid.low, grid.high
@@ -29,20 +30,30 @@ class Grid:
     tensor([ 0., -1.,  1.,  3.])
     >>> grid.quantize(values, scale=torch.tensor(0.25))
     tensor([ 1., -2.,  3.,  3.])
+    >>> Grid(bits=2, midrise=True).quantize(values, scale=torch.tensor(0.4))
+    tensor([ 0.5000, -1.5000,  1.5000,  1.5000])
     """
 
     bits: int | Tensor
     signed: bool = True
     zero: int = 0
+    midrise: bool = False
 
     @property
-    def high(self) -> int | Tensor:
+    def least(self) -> float:
+        """The smallest magnitude of a code."""
+        return 0.5 if self.midrise else 0.0
+
+    @property
+    def high(self) -> float | Tensor:
+        if self.midrise:
+            return 2 ** (self.bits - 1) - self.least
         if isinstance(self.bits, Tensor):
             return (2 ** (self.bits - 1) - 1).clamp_min(0) if self.signed else 2**self.bits - 1
         return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1 - self.zero
 
     @property
-    def low(self) -> int | Tensor:
+    def low(self) -> float | Tensor:
         if isinstance(self.bits, Tensor):
             return -self.high if self.signed else torch.zeros_like(self.bits)
         return -self.high if self.signed else -self.zero
@@ -62,7 +73,9 @@ class Grid:
 
     def quantize(self, values: Tensor, scale: Tensor) -> Tensor:
         """Codes of `values`, in the dtype of `values`; `scale` broadcasts against them."""
-        return (values / scale).round_().clamp_(self.low, self.high)
+        codes = values / scale
+        codes = codes.sub_(self.least).round_().add_(self.least) if self.midrise else codes.round_()
+        return codes.clamp_(self.low, self.high)
 
     def scale_by_max(self, values: Tensor) -> Tensor:
         """Scale (...) of values (..., n) that puts the largest magnitude on the last code.
@@ -84,7 +97,7 @@ class Grid:
         start = self.scale_by_max(values)
         rows = values.reshape(start.numel(), values.shape[-1])
         ends = [(rows, self.high), (-rows, self.zero)] if self.zero else [(self.magnitude(rows), self.high)]
-        sides = [_Side(magnitudes, levels) for magnitudes, levels in ends]
+        sides = [_Side(magnitudes, self.least, high) for magnitudes, high in ends]
         return _alternate(sides, start.flatten().double()).reshape(start.shape).to(start.dtype)
 
 
@@ -94,7 +107,7 @@ def _alternate(sides: "list[_Side]", scale: Tensor) -> Tensor:
     recent, left = deque([scale], maxlen=_LONGEST_CYCLE + 1), []
     for step in range(_MAX_ALTERNATIONS):
         products, power = (sum(sums) for sums in zip(*(side.sums(scale) for side in sides), strict=True))
-        scale = torch.where(power > 0, products / power.clamp_min(1), scale)
+        scale = torch.where(products > 0, products / power.clamp_min(0.25), scale)  # codes reach nothing of zeros
         recent.append(scale)
         same = torch.stack([scale == earlier for earlier in reversed(recent)])[1:]
         if (cycling := same.any(dim=0)).all():
@@ -113,14 +126,15 @@ def _alternate(sides: "list[_Side]", scale: Tensor) -> Tensor:
 class _Side:
     """Magnitudes (rows, n) of values on one side of zero, or on both where they count alike, and the codes there.
 
-    |q| is the number of boundaries (k − ½)·scale that |x| reaches, so on sorted values the sums of the alternation are
-    read off at the boundaries, instead of rounding every value anew at each step.
+    |q| is `least` and the number of boundaries (|q| − ½)·scale that |x| reaches, so on sorted values the sums of the
+    alternation are read off at the boundaries, instead of rounding every value anew at each step.
     """
 
-    def __init__(self, magnitudes: Tensor, levels: int):
+    def __init__(self, magnitudes: Tensor, least: float, high: float):
+        self._least = least
         self._ordered = magnitudes.sort(dim=-1).values.double()
         self._above = nn.functional.pad(self._ordered.flip(-1).cumsum(dim=-1).flip(-1), (0, 1))  # Σ of x from i on
-        self._codes = torch.arange(1, levels + 1, dtype=torch.float64, device=magnitudes.device)
+        self._codes = torch.arange(least + 1, high + 1, dtype=torch.float64, device=magnitudes.device)
 
     def of(self, rows: Tensor) -> "_Side":
         """The side of some rows."""
@@ -131,5 +145,6 @@ class _Side:
     def sums(self, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Σ|xq| and Σq² (rows,) at a scale (rows,)."""
         first = torch.searchsorted(self._ordered, (self._codes - 0.5) * scale.unsqueeze(-1))
-        power = ((2 * self._codes - 1) * (self._ordered.shape[-1] - first)).sum(dim=-1)
-        return self._above.gather(-1, first).sum(dim=-1), power
+        count = self._ordered.shape[-1]
+        power = ((2 * self._codes - 1) * (count - first)).sum(dim=-1) + self._least**2 * count
+        return self._above.gather(-1, first).sum(dim=-1) + self._least * self._above[:, 0], power

@@ -8,7 +8,6 @@ import torch
 from problems import problem, relu_layer
 from torch import Tensor
 
-from bitsplit.grid import Grid
 from bitsplit.solver import compiled
 from bitsplit.solver.objective import optimal_scale
 
@@ -62,11 +61,10 @@ def assert_equal(value, expected):
         torch.testing.assert_close(value, expected)
 
 
-def rounded_layer(seed, bits, inputs, outputs, dtype=torch.float64):
+def rounded_layer(seed, grid, inputs, outputs, dtype=torch.float64):
     """(codes, scale, gram, cross, residual) of rounded weights at their optimal scale, with one group."""
     layer = problem(*relu_layer(seed, inputs, outputs)[:2], dtype=dtype)
     gram, cross, weight = (part.unsqueeze(0) for part in layer)
-    grid = Grid(bits)
     scale = grid.scale_by_max(weight)
     codes = grid.quantize(weight, scale.unsqueeze(-1))
     best = optimal_scale(codes, gram, cross, scale)

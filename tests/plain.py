@@ -32,7 +32,7 @@ def descend(
     gram: Tensor,
     cross: Tensor,
     residual: Tensor,
-    high: int,
+    high: float,
     rounds: int,
     tolerance: float,
 ) -> int:
@@ -52,7 +52,7 @@ def descend(
 
 
 def exchange(
-    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, high: int, rounds: int
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, high: float, rounds: int
 ) -> None:
     """As `compiled.exchange`."""
     diagonal, coupling = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2), strongest_coupling(gram)
@@ -82,7 +82,7 @@ def exchange(
 
 
 def extend_paths(
-    target: Tensor, sums: Tensor, lower: Tensor, pivots: Tensor, cost: Tensor, alive: int, high: int
+    target: Tensor, sums: Tensor, lower: Tensor, pivots: Tensor, cost: Tensor, alive: int, high: float
 ) -> tuple[Tensor, Tensor]:
     """As `compiled.extend_paths`."""
     paths = cost.shape[-1]
@@ -92,7 +92,7 @@ def extend_paths(
     parents = torch.arange(paths, device=cost.device).expand(cost.shape)
     for n in reversed(range(target.shape[-1])):
         centre = target[..., n : n + 1] - sums[..., n]
-        nearest = centre.round().clamp(-high, high)
+        nearest = ((centre - high % 1).round() + high % 1).clamp(-high, high)
         step = torch.where(centre > nearest, 1.0, -1.0).to(centre.dtype)
         second = torch.where((nearest + step).abs() <= high, nearest + step, nearest - step)
         options = torch.stack([nearest, second][: min(paths, 2)], dim=-1)
@@ -126,8 +126,8 @@ def least_pivots(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.cat(taken, dim=-1), factor
 
 
-def _descend_once(codes: Tensor, unit: Tensor, bound: int, gram: Tensor, residual: Tensor) -> None:
-    """One round over all columns, in place on codes (G, M, N) of −bound..bound and on the residual c − αAq (G, M, N).
+def _descend_once(codes: Tensor, unit: Tensor, bound: float, gram: Tensor, residual: Tensor) -> None:
+    """One round over all columns, in place on codes (G, M, N) −bound, 1 − bound, …, bound, and on the residual c − αAq.
 
     Each coordinate moves to its optimum given the others. The residual is kept up to date in blocks of columns: inside
     a block by rank-1 updates with the block's part of A, after it by one matrix product for all columns.
@@ -144,7 +144,7 @@ def _descend_once(codes: Tensor, unit: Tensor, bound: int, gram: Tensor, residua
         codes[..., columns] = after.to(codes.dtype)
 
 
-def _block(codes: Tensor, residual: Tensor, step: Tensor, unit: Tensor, bound: int, gram: Tensor) -> Tensor:
+def _block(codes: Tensor, residual: Tensor, step: Tensor, unit: Tensor, bound: float, gram: Tensor) -> Tensor:
     """One block of B columns: codes, residual and step (G, M, B), gram (G, B, B). Returns the new codes.
 
     Columns are laid out first, so that each coordinate's rows are contiguous.
@@ -154,7 +154,8 @@ def _block(codes: Tensor, residual: Tensor, step: Tensor, unit: Tensor, bound: i
     codes, residual, step = (t.movedim(-1, 0).clone(memory_format=layout) for t in (codes, residual, step))
     gram_columns = gram.movedim(-1, 0).unsqueeze(-1).movedim(-2, 1)  # (B, B, G, 1): column n of every group
     for n in range(len(codes)):
-        best = torch.addcmul(codes[n], residual[n], step[n]).round_().clamp_(-bound, bound)
+        best = torch.addcmul(codes[n], residual[n], step[n]).sub_(bound % 1).round_().add_(bound % 1)
+        best.clamp_(-bound, bound)
         change = (best - codes[n]) * unit
         codes[n] = best
         residual[n + 1 :].addcmul_(gram_columns[n, n + 1 :], change, value=-1)

@@ -3,8 +3,12 @@
 import numpy as np
 import torch
 from hypothesis import settings
+from hypothesis import strategies as st
+
+from bitsplit.grid import Grid
 
 cases = settings(deadline=None, max_examples=25, derandomize=True)
+grids = st.builds(Grid, st.integers(2, 8), midrise=st.booleans())  # of weights
 
 
 def relu_layer(seed, inputs, outputs, patches=None):
@@ -30,10 +34,15 @@ def squared_error(solution, x, y):
     return ((y - scale[:, None] * (q @ x)) ** 2).sum(axis=1)
 
 
-def exhaustive(gram, cross, high):
-    """Least q-part of f of one row over all integers, each with its optimal scale."""
-    grid = torch.arange(-high, high + 1.0, dtype=torch.float64)
-    codes = torch.cartesian_prod(*[grid] * len(gram)).reshape(-1, len(gram))
+def assert_on(grid, codes):
+    """Codes before an offset is taken from them are all on the grid."""
+    assert codes.abs().max() <= grid.high and (codes % 1 == grid.high % 1).all()
+
+
+def exhaustive(gram, cross, grid):
+    """Least q-part of f of one row over all codes of the grid, each row of them with its optimal scale."""
+    values = torch.arange(grid.low, grid.high + 1.0, dtype=torch.float64)
+    codes = torch.cartesian_prod(*[values] * len(gram)).reshape(-1, len(gram))
     quadratic = ((codes @ gram) * codes).sum(dim=1)
     linear = codes @ cross
     return -(linear.square() / quadratic)[quadratic > 0].max().item()

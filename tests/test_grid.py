@@ -242,6 +242,33 @@ def test_a_zero_point_moves_the_codes_and_keeps_zero(bits, data):
     assert found.item() == pytest.approx(((values * codes).sum() / codes.square().sum()).item(), rel=1e-9)
 
 
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(values=rows, bits=st.integers(2, 8))
+def test_a_mid_rise_grid_has_every_value_of_its_bits_but_zero(values, bits):
+    grid, values = Grid(bits, midrise=True), torch.tensor(values, dtype=torch.float64)
+    codes = grid.quantize(torch.linspace(-(2**bits), 2**bits, 2 ** (bits + 3)), torch.tensor(1.0))
+    assert codes.unique().tolist() == [code - 2 ** (bits - 1) + 0.5 for code in range(2**bits)]
+
+    def error(scale):
+        offsets = grid.quantize(values, scale) - values / scale
+        assert (offsets.abs() <= 0.5 + 1e-6).logical_or(values.abs() > grid.high * scale).all()
+        return (offsets * scale).square().sum()
+
+    largest, found = grid.scale_by_max(values), grid.scale_by_alternation(values)
+    assert error(found) <= error(largest) + 1e-12 * values.square().sum()
+    codes = grid.quantize(values, found)
+    if values.any():
+        assert found.item() == pytest.approx(((values * codes).sum() / codes.square().sum()).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("bits", "loss"), [(2, 0.1188), (3, 0.03744), (4, 0.01154)])
+def test_a_mid_rise_grid_loses_of_normal_weights_what_the_best_uniform_quantizer_does(bits, loss):
+    """Max, "Quantizing for minimum distortion" (1960), table II."""
+    grid, values = Grid(bits, midrise=True), torch.randn(10**6, generator=torch.Generator().manual_seed(bits)).double()
+    scale = grid.scale_by_alternation(values)
+    assert (grid.quantize(values, scale) * scale - values).square().mean().item() == pytest.approx(loss, rel=0.01)
+
+
 def test_inputs_of_both_signs_get_the_zero_point_of_least_error():
     from bitsplit.methods.bitsplit_plus import BitSplitPlus
     from bitsplit.statistics.samples import InputSamples

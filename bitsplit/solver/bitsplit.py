@@ -24,7 +24,7 @@ from bitsplit.solver import compiled
 from bitsplit.solver.gptq import gptq
 from bitsplit.solver.integers import integers
 from bitsplit.solver.lattice import lattice
-from bitsplit.solver.objective import living, objective, optimal_scale, panels
+from bitsplit.solver.objective import objective, optimal_scale, panels, stilled
 
 ROUNDS = 100  # of the published code
 
@@ -39,7 +39,7 @@ def split(codes: Tensor, bits: int) -> Tensor:
     return torch.stack([(magnitude >> m & 1).to(torch.int8) * sign for m in range(bits - 1)])
 
 
-def bit_split(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
+def bit_split(gram: Tensor, cross: Tensor, weight: Tensor, grid: Grid, rounds: int) -> tuple[Tensor, Tensor, int]:
     """The paper's algorithm. Returns codes int8 (G, M, N), scale (G, M), and the rounds it took, at most `rounds`.
 
     The scale is held fixed in a round and optimised between two. The m-th bit step, `compiled.descend_plane`, moves one
@@ -50,10 +50,9 @@ def bit_split(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: in
 
     No step raises f. A row none of whose planes changed in a round is done.
     """
-    grid = Grid(bits)
     scale = grid.scale_by_alternation(weight)
-    codes = grid.quantize(weight, scale.unsqueeze(-1)) * living(gram)
-    planes, reached = split(codes, bits), codes @ gram
+    codes = stilled(grid.quantize(weight, scale.unsqueeze(-1)), gram, grid)
+    planes, reached = split(codes, grid.bits), codes @ gram
     scale = optimal_scale(codes, gram, cross, scale, reached)
     residual = cross - scale.unsqueeze(-1) * reached
     active = torch.ones_like(scale, dtype=torch.bool)
@@ -62,7 +61,7 @@ def bit_split(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: in
         if taken:
             compiled.rescale(stitch(planes).to(gram.dtype), scale, cross, residual, active)
         before = planes.clone()
-        for m in reversed(range(bits - 1)):  # the most significant plane first
+        for m in reversed(range(grid.bits - 1)):  # the most significant plane first
             compiled.descend_plane(planes[m], 2**m * scale * active, gram, residual)
         active = (planes != before).any(dim=-1).any(dim=0)
         taken += 1
@@ -83,13 +82,15 @@ def stitch(planes: Tensor) -> Tensor:
 class Solution:
     """Codes int8 (G, M, N), scale float32 (G, M), objective float64 (G, M): −2α qᵀc + α² qᵀA q, energy left out.
 
-    rounds: of coordinate descent, as many as were really run until the last row was done (0 for "gptq").
+    The weights αq are scale · codes, or on a mid-rise grid scale · codes + offset, float32 (G, M). rounds: of
+    coordinate descent, as many as were really run until the last row was done (0 for "gptq").
     """
 
     codes: Tensor
     scale: Tensor
     objective: Tensor
     rounds: int
+    offset: Tensor | None = None
 
 
 ALGORITHMS = {"planes": bit_split, "integers": integers, "gptq": gptq, "lattice": lattice}
@@ -102,6 +103,7 @@ def solve(
     weight: Tensor | None = None,
     algorithm: str = "planes",
     rounds: int = ROUNDS,
+    midrise: bool = False,
 ) -> Solution:
     """Integers and scale that minimise f = e − 2α qᵀc + α² qᵀA q for every row.
 
@@ -111,11 +113,14 @@ def solve(
     start is the fixed point of `Grid.scale_by_alternation` on `weight` (G, M, N), or without it on the least-squares
     solution of weight · gram = cross. The published code follows it with bit-split in weight space (A = I); that step
     is left out because it cannot move: at the fixed point every code is the nearest one to w/α and α is optimal for
-    them. `rounds` bounds the rounds of coordinate descent.
+    them. `rounds` bounds the rounds of coordinate descent. midrise: q has the 2^bits half integers of the mid-rise
+    `Grid` for its values, where the paper's has 2^bits − 1; the codes are then q − ½, and the offset is α/2.
 
-    Inputs that never carry a signal (A_nn = 0) get code 0; rows whose codes reach no output keep the start's scale.
+    Inputs that never carry a signal (A_nn = 0) get q = 0, or ½; rows whose codes reach no output keep the start's
+    scale.
 
-    Raises InputError for bits outside 2..8, an unknown algorithm, shapes that do not fit, or values not finite.
+    Raises InputError for bits outside 2..8, an unknown algorithm, a mid-rise grid for the planes, shapes that do not
+    fit, or values not finite.
 
     >>> gram = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
     >>> solution = solve(gram, torch.tensor([[0.7, -0.2]]) @ gram, bits=4)
@@ -124,7 +129,8 @@ def solve(
     >>> solution.scale
     tensor([0.1000])
     """
-    _check(gram, cross, bits, weight, algorithm)
+    _check(gram, cross, bits, weight, algorithm, midrise)
+    grid = Grid(bits, midrise=midrise)
     if weight is None:
         weight = cross.double() @ torch.linalg.pinv(gram.double(), hermitian=True)
     shape, device = cross.shape, gram.device
@@ -132,20 +138,25 @@ def solve(
     cross, weight = (rows.to(gram).reshape(-1, *shape[-2:]).contiguous() for rows in (cross, weight))
     parts, taken = [], 0
     for c, w in panels(cross, weight):
-        codes, scale, part_rounds = ALGORITHMS[algorithm](gram, c.contiguous(), w.contiguous(), bits, rounds)
+        codes, scale, part_rounds = ALGORITHMS[algorithm](gram, c.contiguous(), w.contiguous(), grid, rounds)
+        if midrise:  # without a code for zero, a scale of zero is what makes a row of zeros
+            scale = scale * w.any(dim=-1)
         scale = optimal_scale(codes, gram, c, fallback=scale)
         # The grid is symmetric: a row whose best scale is negative is the same row with its codes mirrored.
         codes, scale = torch.where(scale.unsqueeze(-1) < 0, -codes, codes), scale.abs()
-        parts.append((codes.to(torch.int8), scale.float(), objective(codes, scale, gram, c)))
+        parts.append(((codes - grid.least).to(torch.int8), scale.float(), objective(codes, scale, gram, c)))
         taken = max(taken, part_rounds)
     codes, scale, value = (torch.cat(rows, dim=1).to(device) for rows in zip(*parts, strict=True))
-    return Solution(codes.reshape(shape), scale.reshape(shape[:-1]), value.reshape(shape[:-1]), taken)
+    scale, value = (rows.reshape(shape[:-1]) for rows in (scale, value))
+    return Solution(codes.reshape(shape), scale, value, taken, scale * grid.least if midrise else None)
 
 
-def _check(gram: Tensor, cross: Tensor, bits: int, weight: Tensor | None, algorithm: str) -> None:
+def _check(gram: Tensor, cross: Tensor, bits: int, weight: Tensor | None, algorithm: str, midrise: bool) -> None:
     check_bits("bits", bits, floating_point=False)
     if algorithm not in ALGORITHMS:
         raise InputError(f"algorithm must be one of {', '.join(ALGORITHMS)}; got {algorithm!r}")
+    if midrise and algorithm == "planes":
+        raise InputError("planes make integers, no half ones: midrise needs another algorithm, lattice say")
     if gram.dtype not in (torch.float32, torch.float64) or cross.dtype != gram.dtype:
         raise InputError(f"gram and cross must both be float32 or float64, got {gram.dtype} and {cross.dtype}")
     if min(gram.dim(), cross.dim()) < 2:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitsplit.solver.compiled_search import extend_paths, least_pivots
 from bitsplit.solver.objective import LEAST_GAIN, strongest_coupling
-from bitsplit.solver.tiles import count_tiles, keep_rows, like, tile_rows
+from bitsplit.solver.tiles import count_tiles, keep_rows, like, nearest_code, tile_rows
 
 __all__ = ["descend", "descend_plane", "exchange", "extend_paths", "least_pivots", "rescale"]
 
@@ -42,11 +42,12 @@ def descend(
     gram: Tensor,
     cross: Tensor,
     residual: Tensor,
-    high: int,
+    high: float,
     rounds: int,
     tolerance: float,
 ) -> int:
-    """Coordinate descent on integer codes −high..high, the scale optimised after every round; returns the rounds taken.
+    """Coordinate descent on the codes −high, 1 − high, …, high, integers or half integers as `high` is, and the scale
+    optimised after every round; returns the rounds taken.
 
     In place on codes (G, M, N), scale (G, M) and residual = cross − scale · codes · gram (G, M, N). A row is done when
     no code moves any more, or a round lowers f by less than `tolerance` of what all have.
@@ -56,7 +57,7 @@ def descend(
 
 
 def exchange(
-    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, high: int, rounds: int
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, residual: Tensor, high: float, rounds: int
 ) -> None:
     """At most `rounds` rounds of steps by two coordinates at once, with arguments as those of `descend`, in place.
 
@@ -106,7 +107,7 @@ def _rescale(codes, scale, cross, residual, active):
 
 
 # repeat at most `rounds` times, for every row that is not done:
-#     for n = 1 … N:   q' ← clip(round(q_n + r_n / (α A_nn)), −high, high);   Δ ← α (q' − q_n)
+#     for n = 1 … N:   q' ← clip(nearest(q_n + r_n / (α A_nn)), −high, high);   Δ ← α (q' − q_n)
 #                      gain ← gain + Δ (2 r_n − Δ A_nn);   r ← r − Δ A_n;   q_n ← q'
 #     α ← qᵀc / qᵀAq;   r ← c − αAq
 #     done if this round's gain ≤ tolerance · the gain of all rounds
@@ -133,7 +134,7 @@ def _descend(codes, scale, gram, cross, residual, high, rounds, tolerance):
                     if _TWO * abs(pull) <= curvature or curvature <= 0:
                         continue
                     before = codes[g, row, n]
-                    after = min(max(np.rint(before + pull / curvature), -high), high)
+                    after = min(max(nearest_code(before + pull / curvature, high), -high), high)
                     if after != before:
                         codes[g, row, n] = after
                         change = scale[g, row] * (after - before)

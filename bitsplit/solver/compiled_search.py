@@ -7,19 +7,19 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from bitsplit.solver.tiles import ROWS, count_tiles, like, tile_rows
+from bitsplit.solver.tiles import ROWS, count_tiles, like, nearest_code, tile_rows
 
 _ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)  # exact in every dtype, and no reason to leave float32
 
 
 def extend_paths(
-    target: Tensor, sums: Tensor, lower: Tensor, pivots: Tensor, cost: Tensor, alive: int, high: int
+    target: Tensor, sums: Tensor, lower: Tensor, pivots: Tensor, cost: Tensor, alive: int, high: float
 ) -> tuple[Tensor, Tensor]:
     """Chooses the codes of one block of columns, from its last to its first, keeping the K cheapest paths of each row.
 
     target (G, M, B), sums (G, M, K, B), lower (G, B, B) and pivots (G, B) as in `lattice`; cost (G, M, K) is updated in
-    place. Only the first `alive` paths of a row are there yet. Returns codes (G, M, K, B), and the path (G, M, K) that
-    each one continues.
+    place. Codes are −high, 1 − high, …, high. Only the first `alive` paths of a row are there yet. Returns codes
+    (G, M, K, B), and the path (G, M, K) that each one continues.
     """
     codes, parents = sums.new_empty(sums.shape), sums.new_zeros(cost.shape, dtype=int)
     arrays = [tensor.numpy() for tensor in (target, sums, lower, pivots, cost, codes)]
@@ -42,7 +42,7 @@ def least_pivots(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return taken, factor
 
 
-# for n = B … 1:   z ← t_n − s_n;   q_n ← clip(round(z));   cost ← cost + D_n² (q_n − z)²
+# for n = B … 1:   z ← t_n − s_n;   q_n ← clip(nearest(z));   cost ← cost + D_n² (q_n − z)²
 #                  s_k ← s_k + U_kn (q_n − t_n) for all k < n
 @numba.njit(parallel=True, cache=True)
 def _extend_path(target, sums, lower, pivots, cost, codes, high):
@@ -60,7 +60,7 @@ def _extend_path(target, sums, lower, pivots, cost, codes, high):
                 centre[n, i] = aim[n, i] - sums[g, first + i, 0, n]
         for n in range(columns - 1, -1, -1):
             for i in range(ROWS):
-                nearest = np.rint(centre[n, i])
+                nearest = nearest_code(centre[n, i], high)
                 nearest = high if nearest > high else nearest
                 nearest = -high if nearest < -high else nearest
                 off = nearest - centre[n, i]
@@ -77,7 +77,7 @@ def _extend_path(target, sums, lower, pivots, cost, codes, high):
                 codes[g, first + i, 0, n] = code[n, i]
 
 
-# for n = B … 1:   for each of a row's paths:   z ← t_n − s_n;   two options: the integers nearest to z and next to it
+# for n = B … 1:   for each of a row's paths:   z ← t_n − s_n;   two options: the codes nearest to z and next to it
 #                  keep the K options of least cost + D_n² (q_n − z)², each with the sums and history of its path
 #                  s_k ← s_k + U_kn (q_n − t_n) for all k < n
 # then each path's codes are read back along its parents.
@@ -125,13 +125,13 @@ def _extend_paths(target, sums, lower, pivots, cost, codes, parents, alive, high
 
 @numba.njit(forceinline=True)
 def _price_options(target, sums, n, price, pivot, high, count, option, value):
-    """The two best integers of column n for each of the first `count` paths of every row, and their costs."""
+    """The two best codes of column n for each of the first `count` paths of every row, and their costs."""
     centre = np.empty(ROWS, sums.dtype)
     for path in range(count):
         for i in range(ROWS):
             centre[i] = target[i] - sums[i, path, n]
         for i in range(ROWS):
-            nearest = min(max(np.rint(centre[i]), -high), high)
+            nearest = min(max(nearest_code(centre[i], high), -high), high)
             step = _ONE if centre[i] > nearest else -_ONE
             beyond = _TWO if abs(nearest + step) > high else _ZERO
             second = nearest + step - beyond * step

@@ -15,24 +15,23 @@ from torch import Tensor
 
 from bitsplit.grid import Grid
 from bitsplit.solver import compiled
-from bitsplit.solver.objective import living
+from bitsplit.solver.objective import living, stilled
 
 DAMPING = 0.01  # of A's mean diagonal, added to it before it is factored (GPTQ's value)
 BLOCK = 64  # columns between two updates of all the columns before them
 _SCRATCH = 2**25  # numbers in the largest temporary array
 
 
-def gptq(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
+def gptq(gram: Tensor, cross: Tensor, weight: Tensor, grid: Grid, rounds: int) -> tuple[Tensor, Tensor, int]:
     """One path at one scale, the alternation's, with the columns from first to last as GPTQ takes them.
 
     Returns codes (G, M, N) in the dtype of `gram`, the scale (G, M), and 0: there are no rounds, whatever their bound.
     """
-    grid = Grid(bits)
     scale = grid.scale_by_alternation(weight)
     gram, cross, weight = gram.flip(-1, -2), cross.flip(-1), weight.flip(-1)  # the search starts at the last column
     lower, pivots, target, _ = factored(gram, cross, weight * living(gram))
-    codes = k_best(target / scale.unsqueeze(-1), lower, pivots, grid.high, 1) * living(gram)
-    return codes.flip(-1), scale, 0
+    codes = k_best(target / scale.unsqueeze(-1), lower, pivots, grid.high, paths=1)
+    return stilled(codes, gram, grid).flip(-1), scale, 0
 
 
 def factored(gram: Tensor, cross: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -61,7 +60,7 @@ def damped(gram: Tensor, damping: Tensor) -> Tensor:
     return matrix
 
 
-def k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int) -> Tensor:
+def k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: float, paths: int) -> Tensor:
     """The best codes (G, M, N) that a search with K = `paths` paths a row finds for targets t (G, M, N).
 
     lower (G, N, N) = Uᵀ and pivots (G, N) = diag(D²). One path is Babai's nearest plane.
@@ -71,7 +70,7 @@ def k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int)
     return torch.cat([_k_best(part, lower, pivots, high, paths) for part in parts], dim=-2)
 
 
-def _k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: int, paths: int) -> Tensor:
+def _k_best(target: Tensor, lower: Tensor, pivots: Tensor, high: float, paths: int) -> Tensor:
     groups, rows, inputs = target.shape
     sums = target.new_zeros(groups, rows * paths, inputs)  # Σ_j U_nj (q_j − t_j) over the columns that are chosen
     cost, alive, history = target.new_zeros(groups, rows, paths), 1, []

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bitsplit.grid import Grid
 from bitsplit.solver import compiled
-from bitsplit.solver.objective import living, optimal_scale
+from bitsplit.solver.objective import optimal_scale, stilled
 
 TOLERANCE = 1e-4  # a round of descent that gains less of what all rounds have gained is a row's last
 
@@ -22,26 +22,25 @@ class Point(NamedTuple):
     rounds: int
 
 
-def integers(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
+def integers(gram: Tensor, cross: Tensor, weight: Tensor, grid: Grid, rounds: int) -> tuple[Tensor, Tensor, int]:
     """Coordinate descent on the stitched integers from the weights rounded at the alternation's scale.
 
     Returns codes (G, M, N) in the dtype of `gram`, the scale (G, M), and the rounds it took.
     """
-    grid = Grid(bits)
     point = refine_rounding(gram, cross, weight, grid.scale_by_alternation(weight), grid, rounds)
     return point.codes, point.scale, point.rounds
 
 
 def refine_rounding(gram: Tensor, cross: Tensor, weight: Tensor, scale: Tensor, grid: Grid, rounds: int) -> Point:
     """`descend_integers` from the weights rounded at `scale`."""
-    codes = grid.quantize(weight, scale.unsqueeze(-1)) * living(gram)
+    codes = stilled(grid.quantize(weight, scale.unsqueeze(-1)), gram, grid)
     return descend_integers(codes, scale, gram, cross, grid.high, rounds)
 
 
-def descend_integers(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, high: int, rounds: int) -> Point:
+def descend_integers(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, high: float, rounds: int) -> Point:
     """Coordinate descent on integer codes with the scale optimised before and after every round; at most `rounds`.
 
-    A coordinate moves to the integer nearest to its free optimum q_n + (c − αAq)_n / (α A_nn), so f never rises. Rows
+    A coordinate moves to the code nearest to its free optimum q_n + (c − αAq)_n / (α A_nn), so f never rises. Rows
     that have converged are left alone.
     """
     codes = codes.clone(memory_format=torch.contiguous_format)

@@ -19,7 +19,7 @@ from bitsplit.grid import Grid
 from bitsplit.solver import compiled
 from bitsplit.solver.gptq import BLOCK, damped, factored, k_best, mean_damping
 from bitsplit.solver.integers import TOLERANCE, Point, descend_integers, integers, refine_rounding
-from bitsplit.solver.objective import living
+from bitsplit.solver.objective import living, stilled
 
 # Scales tried with one path, as multiples of the alternation's; the smaller ones clip the largest weights.
 SCALES = (0.65, 0.8, 0.9, 1.0, 1.1)
@@ -30,7 +30,7 @@ _MOST_PATHS = 64
 _MOST_INPUTS = 8192
 
 
-def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor, int]:
+def lattice(gram: Tensor, cross: Tensor, weight: Tensor, grid: Grid, rounds: int) -> tuple[Tensor, Tensor, int]:
     """The best of Babai's points at several scales and of the K-best search around the best scale, each one refined.
 
     Row by row; a row's own rounded weights, refined (`integers`), are among the candidates, and the best candidate is
@@ -38,8 +38,7 @@ def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int)
     Returns as `integers` does; above 8,192 inputs, where the factorisation would need many gigabytes, it is `integers`.
     """
     if gram.shape[-1] > _MOST_INPUTS:
-        return integers(gram, cross, weight, bits, rounds)
-    grid = Grid(bits)
+        return integers(gram, cross, weight, grid, rounds)
     start = grid.scale_by_alternation(weight)
     rounded = refine_rounding(gram, cross, weight, start, grid, rounds)
     order = least_pivots_first(gram)
@@ -47,8 +46,8 @@ def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int)
     lower, pivots, target, offset = factored(gram, cross, weight * living(gram))
 
     def candidate(scale: Tensor, paths: int) -> Point:
-        codes = k_best(target / scale.unsqueeze(-1), lower, pivots, grid.high, paths) * living(gram)
-        return descend_integers(codes, scale, gram, cross, grid.high, rounds)
+        codes = k_best(target / scale.unsqueeze(-1), lower, pivots, grid.high, paths)
+        return descend_integers(stilled(codes, gram, grid), scale, gram, cross, grid.high, rounds)
 
     best = rounded._replace(codes=_by_column(rounded.codes, order), residual=_by_column(rounded.residual, order))
     for ratio in SCALES:
@@ -60,7 +59,7 @@ def lattice(gram: Tensor, cross: Tensor, weight: Tensor, bits: int, rounds: int)
     return _by_column(best.codes, order.argsort(dim=-1)), best.scale, best.rounds
 
 
-def exchange_pairs(point: Point, gram: Tensor, cross: Tensor, high: int, rounds: int) -> Point:
+def exchange_pairs(point: Point, gram: Tensor, cross: Tensor, high: float, rounds: int) -> Point:
     """Steps of two coordinates at once from where `descend` cannot move, and `descend` after them; f never rises.
 
     With r = c − αAq, steps s and t of coordinates n and m change f by

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from bitsplit.grid import Grid
+
 # VGG-16 at 224×224 has a layer of 4,096 × 25,088 weights: 0.8 GB in float64, and its Gram matrix 5 GB.
 _COLUMNS = 4096  # of a Gram matrix in float64 at a time
 _VALUES = 2**24  # of rows at a time
@@ -41,8 +43,13 @@ def optimal_scale(codes: Tensor, gram: Tensor, cross: Tensor, fallback: Tensor, 
 
 
 def living(gram: Tensor) -> Tensor:
-    """Which inputs carry a signal at all, A_nn > 0, (G, 1, N); the codes of the others are 0."""
+    """Which inputs carry a signal at all, A_nn > 0, (G, 1, N); the codes of the others are the grid's least."""
     return gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2) > 0
+
+
+def stilled(codes: Tensor, gram: Tensor, grid: Grid) -> Tensor:
+    """Codes (G, M, N), the grid's least where an input carries no signal."""
+    return torch.where(living(gram), codes, grid.least)
 
 
 def strongest_coupling(gram: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How the compiled loops share the rows of a layer among threads: in tiles of ROWS rows of one group."""
+"""What the compiled loops have in common: tiles of ROWS rows of one group, which threads share out, and rounding."""
 
 import numba
 import numpy as np
@@ -24,6 +24,13 @@ def tile_rows(tile, rows):
     tiles = (rows + ROWS - 1) // ROWS
     first = tile % tiles * ROWS
     return tile // tiles, first, min(first + ROWS, rows)
+
+
+@numba.njit(forceinline=True)
+def nearest_code(value, high):
+    """The code nearest to `value` of those that lie at whole steps from `high`."""
+    least = high - np.floor(high)
+    return np.rint(value - least) + least
 
 
 @numba.njit

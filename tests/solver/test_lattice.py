@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import cases, exhaustive, problem, relu_layer
+from problems import assert_on, cases, exhaustive, grids, problem, relu_layer
 
 from bitsplit.grid import Grid
 from bitsplit.solver.bitsplit import solve
@@ -36,10 +36,9 @@ def test_the_order_takes_the_least_conditional_variance_next(seed, groups, input
 
 
 @cases
-@given(st.integers(0, 10**6), st.integers(2, 8), st.integers(1, 40), st.integers(1, 6))
-def test_exchanges_lower_the_objective(seed, bits, inputs, outputs):
+@given(st.integers(0, 10**6), grids, st.integers(1, 40), st.integers(1, 6))
+def test_exchanges_lower_the_objective(seed, grid, inputs, outputs):
     gram, cross, weight = (part[None] for part in problem(*relu_layer(seed, inputs, outputs)[:2]))
-    grid = Grid(bits)
     scale = grid.scale_by_alternation(weight)
     point = descend_integers(grid.quantize(weight, scale.unsqueeze(-1)), scale, gram, cross, grid.high, 100)
     before = [part.clone() for part in point[:3]]
@@ -47,7 +46,7 @@ def test_exchanges_lower_the_objective(seed, bits, inputs, outputs):
     better = exchange_pairs(point, gram, cross, grid.high, 100)
     assert torch.allclose(better.residual, cross - better.scale.unsqueeze(-1) * (better.codes @ gram))
     assert (objective(better.codes, better.scale, gram, cross) <= known + 1e-9 * known.abs()).all()
-    assert better.codes.abs().max() <= grid.high
+    assert_on(grid, better.codes)
     assert all(torch.equal(*pair) for pair in zip(point[:3], before, strict=True))
 
 
@@ -66,18 +65,19 @@ def test_after_exchanges_no_pair_of_steps_is_left():
             assert (objective(moved, scale, gram, cross) >= best - 1e-6 * best.abs())[allowed].all()
 
 
-@pytest.mark.parametrize("bits", [2, 3])
-def test_close_to_the_exhaustive_optimum(bits):
+@pytest.mark.parametrize("grid", [Grid(2), Grid(3), Grid(2, midrise=True), Grid(3, midrise=True)])
+def test_close_to_the_exhaustive_optimum(grid):
     """250 problems of 2 to 6 inputs: optimal in most, and hardly above the optimum on average."""
     excess = []
     for seed in range(250):
         gram, cross, weight = problem(*relu_layer(seed, 2 + seed % 5, 1)[:2])
-        best = exhaustive(gram, cross[0], 2 ** (bits - 1) - 1)
-        reached = solve(gram, cross, bits, weight=weight, algorithm="lattice").objective.item()
+        best = exhaustive(gram, cross[0], grid)
+        solution = solve(gram, cross, grid.bits, weight=weight, algorithm="lattice", midrise=grid.midrise)
+        reached = solution.objective.item()
         assert reached >= best - 1e-9 * abs(best)
         excess.append(reached / best)  # both are negative
     excess = 1 - np.array(excess)
-    assert (excess < 1e-9).mean() >= 0.8 and excess.mean() < 0.005
+    assert (excess < 1e-9).mean() >= 0.75 and excess.mean() < 0.005
 
 
 def test_a_gram_matrix_of_low_rank_in_float32():

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from loops import CHANGES, on_plain_loops, rounded_layer, run, run_both
-from problems import cases, problem, relu_layer
+from problems import assert_on, cases, grids, problem, relu_layer
 
 from bitsplit.grid import Grid
 from bitsplit.solver import compiled
-from bitsplit.solver.bitsplit import ALGORITHMS, bit_split, solve, split, stitch
+from bitsplit.solver.bitsplit import ALGORITHMS, ROUNDS, bit_split, solve, split, stitch
 from bitsplit.solver.gptq import damped, mean_damping
 from bitsplit.solver.objective import objective, optimal_scale
 
@@ -26,13 +26,15 @@ def test_both_files_have_the_same_loops_with_the_same_arguments():
         assert inspect.signature(getattr(compiled, name)) == inspect.signature(getattr(plain, name))
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    "algorithm, midrise", [*((name, False) for name in ALGORITHMS), ("integers", True), ("lattice", True)]
+)
 @pytest.mark.parametrize("bits", [2, 4])
-def test_every_algorithm_gives_the_same_integers_on_the_plain_loops(algorithm, bits):
+def test_every_algorithm_gives_the_same_integers_on_the_plain_loops(algorithm, midrise, bits):
     layers = [problem(*relu_layer(seed, 30, 9)[:2]) for seed in range(2)]
     gram, cross, weight = (torch.stack(parts) for parts in zip(*layers, strict=True))
-    solution = solve(gram, cross, bits, weight, algorithm)
-    expected = on_plain_loops(solve, gram, cross, bits, weight, algorithm)
+    arguments = gram, cross, bits, weight, algorithm, ROUNDS, midrise
+    solution, expected = solve(*arguments), on_plain_loops(solve, *arguments)
     assert torch.equal(solution.codes, expected.codes) and solution.rounds == expected.rounds
     torch.testing.assert_close(solution.scale, expected.scale)
 
@@ -65,7 +67,7 @@ def test_a_compiled_round_is_the_plain_one_bit_for_bit_where_arithmetic_is_exact
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_plane_moves_where_its_unit_is_not_zero(dtype):
-    codes, scale, gram, _, residual = rounded_layer(0, 3, 30, 6, dtype)
+    codes, scale, gram, _, residual = rounded_layer(0, Grid(3), 30, 6, dtype)
     gram[:, 4], gram[:, :, 4] = 0, 0  # an input that never carries a signal
     plane, unit = split(codes, 3)[1], 2 * scale
     unit[0, [1, 4]] = 0
@@ -83,7 +85,7 @@ def test_compiled_rounds_find_the_planes_of_the_plain_ones(bits, seed, inputs, o
     layer = problem(*relu_layer(seed, inputs, outputs)[:2], dtype=torch.float32)
     gram, cross, weight = (part.unsqueeze(0) for part in layer)
     for rounds in (1, 2, 4, 100):
-        arguments = gram, cross, sign * weight, bits, rounds
+        arguments = gram, cross, sign * weight, Grid(bits), rounds
         codes, scale, taken = bit_split(*arguments)
         expected, expected_scale, expected_taken = on_plain_loops(bit_split, *arguments)
         assert taken == expected_taken <= rounds
@@ -93,10 +95,10 @@ def test_compiled_rounds_find_the_planes_of_the_plain_ones(bits, seed, inputs, o
 
 
 @cases
-@given(st.integers(0, 10**6), st.integers(2, 8), st.integers(1, 40), st.integers(1, 20), st.sampled_from([1, -1]))
-def test_rescaled_rows_have_their_optimal_scale(seed, bits, inputs, outputs, sign):
+@given(st.integers(0, 10**6), grids, st.integers(1, 40), st.integers(1, 20), st.sampled_from([1, -1]))
+def test_rescaled_rows_have_their_optimal_scale(seed, grid, inputs, outputs, sign):
     """From any scale; a row below zero, of weights against the output, ends at its own optimum, below zero too."""
-    codes, scale, gram, cross, _ = rounded_layer(seed, bits, inputs, outputs)
+    codes, scale, gram, cross, _ = rounded_layer(seed, grid, inputs, outputs)
     random = torch.Generator().manual_seed(seed)
     codes[0, 0] = 0  # a row that reaches no output keeps its scale
     cross, scale = sign * cross, sign * scale * (0.5 + torch.rand(scale.shape, generator=random, dtype=scale.dtype))
@@ -111,7 +113,7 @@ def test_rescaled_rows_have_their_optimal_scale(seed, bits, inputs, outputs, sig
 
 def test_a_scale_does_not_change_its_sign():
     """Rows whose codes point away from the output keep what they have until their codes move."""
-    codes, scale, gram, cross, _ = rounded_layer(3, 4, 12, 5)
+    codes, scale, gram, cross, _ = rounded_layer(3, Grid(4), 12, 5)
     residual = -cross - scale.unsqueeze(-1) * (codes @ gram)
     everywhere = torch.ones_like(scale, dtype=torch.bool)
     _, changed, _ = run_both("rescale", codes, scale, -cross, residual, everywhere)
@@ -122,16 +124,16 @@ def test_a_scale_does_not_change_its_sign():
 
 
 @cases
-@given(st.integers(0, 10**6), st.integers(2, 8), st.integers(1, 100), st.integers(1, 20))
-def test_compiled_descent_is_the_plain_one(seed, bits, inputs, outputs):
-    layer, high = rounded_layer(seed, bits, inputs, outputs), Grid(bits).high
-    counts = [run_both("descend", *layer, high, rounds, 1e-4)[0] for rounds in (0, 1, 2, 100)]
+@given(st.integers(0, 10**6), grids, st.integers(1, 100), st.integers(1, 20))
+def test_compiled_descent_is_the_plain_one(seed, grid, inputs, outputs):
+    layer = rounded_layer(seed, grid, inputs, outputs)
+    counts = [run_both("descend", *layer, grid.high, rounds, 1e-4)[0] for rounds in (0, 1, 2, 100)]
     assert counts[0] == 0 and counts[1] == 1 and counts[2] == min(2, counts[3]) and counts[3] < 100
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1e-4, 0.3])
 def test_a_row_is_done_by_the_same_tolerance(tolerance):
-    layer = rounded_layer(1, 4, 60, 8)
+    layer = rounded_layer(1, Grid(4), 60, 8)
     taken, changed, _ = run_both("descend", *layer, 7, 100, tolerance)
     assert {0.0: taken > 4, 1e-4: 3 < taken < 20, 0.3: taken <= 3}[tolerance], taken
     codes, scale, gram, cross, _ = layer
@@ -141,10 +143,10 @@ def test_a_row_is_done_by_the_same_tolerance(tolerance):
 
 
 @cases
-@given(st.integers(0, 10**6), st.integers(2, 8), st.integers(1, 40), st.integers(1, 6))
-def test_compiled_exchanges_are_the_plain_ones_and_lower_the_objective(seed, bits, inputs, outputs):
-    codes, scale, gram, cross, residual = rounded_layer(seed, bits, inputs, outputs)
-    high = Grid(bits).high
+@given(st.integers(0, 10**6), grids, st.integers(1, 40), st.integers(1, 6))
+def test_compiled_exchanges_are_the_plain_ones_and_lower_the_objective(seed, grid, inputs, outputs):
+    codes, scale, gram, cross, residual = rounded_layer(seed, grid, inputs, outputs)
+    high = grid.high
     _, start = run(compiled, "descend", codes, scale, gram, cross, residual, high, 100, 1e-4)
     known = objective(start["codes"], start["scale"], gram, cross)
     for rounds in (1, 3):
@@ -152,7 +154,7 @@ def test_compiled_exchanges_are_the_plain_ones_and_lower_the_objective(seed, bit
         _, changed, _ = run_both("exchange", start["codes"], start["scale"], gram, cross, residual, high, rounds)
         reached = changed["codes"] @ gram
         assert torch.allclose(changed["residual"], cross - changed["scale"].unsqueeze(-1) * reached)
-        assert changed["codes"].abs().max() <= high
+        assert_on(grid, changed["codes"])
     assert (objective(changed["codes"], changed["scale"], gram, cross) <= known + 1e-12 * known.abs()).all()
 
 
@@ -162,7 +164,7 @@ def test_compiled_exchanges_are_the_plain_ones_and_lower_the_objective(seed, bit
 @cases
 @given(
     seed=st.integers(0, 10**6),
-    high=st.sampled_from([1, 3, 7]),
+    high=st.sampled_from([1, 1.5, 3, 3.5, 7]),
     shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.integers(1, 9)),
 )
 def test_compiled_paths_are_the_plain_ones(seed, high, shape):
@@ -179,7 +181,8 @@ def test_compiled_paths_are_the_plain_ones(seed, high, shape):
     (codes, parents), changed, (expected, expected_parents) = run_both("extend_paths", *arguments)
     there = changed["cost"].isfinite()
     assert codes.shape == expected.shape and parents.shape == expected_parents.shape
-    assert torch.equal(codes[there], expected[there]) and torch.equal(parents[there], expected_parents[there])
+    assert torch.equal(codes[there], expected[there]) and (codes[there] % 1 == high % 1).all()
+    assert torch.equal(parents[there], expected_parents[there])
 
 
 @cases

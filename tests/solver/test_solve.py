@@ -172,6 +172,33 @@ def test_zero_rows_and_dead_inputs_of_the_other_algorithms(algorithm, bits):
     assert (nothing.codes == 0).all() and nothing.scale.isfinite().all()
 
 
+@pytest.mark.parametrize("algorithm", ["integers", "gptq", "lattice"])
+@pytest.mark.parametrize("bits", [2, 5])
+def test_zero_rows_and_dead_inputs_on_a_mid_rise_grid(algorithm, bits):
+    """Which has no code for zero: a row of zeros has the scale 0, and inputs without a signal half a step."""
+    weight, x, _ = relu_layer(4, 20, 6)
+    weight[1], x[[3, 7]] = 0, 0
+    gram, cross, weight = problem(weight, x, dtype=torch.float32)
+    solution = solve(gram, cross, bits, weight=weight, algorithm=algorithm, midrise=True)
+    dequantized = solution.scale.unsqueeze(-1) * solution.codes + solution.offset.unsqueeze(-1)
+    assert not dequantized[1].any() and (solution.scale > 0).tolist() == [True, False, True, True, True, True]
+    assert torch.equal(dequantized[:, 3], solution.scale / 2) and torch.equal(dequantized[:, 7], solution.scale / 2)
+    assert solution.codes.min() >= -(2 ** (bits - 1)) and solution.codes.max() < 2 ** (bits - 1)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_mid_rise_grid_has_the_lower_error(bits):
+    """By its one value more; scale, codes and offset give the error that the solution names."""
+    gram, cross, weight = problem(*relu_layer(7, 60, 30)[:2])
+    energy = (cross * weight).sum()
+    plain, midrise = (solve(gram, cross, bits, weight, "lattice", midrise=each) for each in (False, True))
+    assert plain.offset is None and torch.equal(midrise.offset, midrise.scale / 2)
+    dequantized = midrise.scale.unsqueeze(-1) * midrise.codes + midrise.offset.unsqueeze(-1)
+    error = ((dequantized - weight) @ gram * (dequantized - weight)).sum()
+    assert error == pytest.approx((midrise.objective.sum() + energy).item(), rel=1e-4)
+    assert error < {2: 0.75, 3: 0.9, 4: 0.98}[bits] * (plain.objective.sum() + energy)
+
+
 @pytest.mark.parametrize("with_weight", [True, False])
 def test_all_zero_gram(with_weight):
     weight = torch.tensor(relu_layer(4, 6, 3)[0])
@@ -203,7 +230,7 @@ GRAM, CROSS = torch.eye(3), torch.ones(2, 3)
     + [{"weight": torch.ones(3, 2)}, {"weight": torch.ones(2, 3, 1)}]
     + [{"gram": torch.eye(3) * float("nan")}, {"gram": torch.eye(3) + float("inf")}]
     + [{"cross": CROSS * float("nan")}, {"weight": CROSS * float("nan")}]
-    + [{"algorithm": "newton"}, {"algorithm": ""}],
+    + [{"algorithm": "newton"}, {"algorithm": ""}, {"midrise": True}],
     ids=lambda arguments: "-".join(f"{k}={v}" if k in ("bits", "algorithm") else k for k, v in arguments.items()),
 )
 def test_wrong_arguments(arguments):
