@@ -23,7 +23,7 @@ complete -p python | grep -q hydra_bash_completion && hydra_bash_completion && p
         ("model=resnet", ["model=resnet101", "model=resnet18", "model=resnet50"]),
         (
             "method=bitsplit_",
-            ["method=bitsplit_ecaq", "method=bitsplit_lattice", "method=bitsplit_per_channel", "method=bitsplit_plus"],
+            [f"method=bitsplit_{way}" for way in ("ecaq", "lattice", "per_channel", "plus", "plus_midrise")],
         ),
         ("batch_norm.m", ["batch_norm.mode=", "batch_norm.momentum="]),
         ("data=imagenet data.root=./con", ["data.root=./conf"]),

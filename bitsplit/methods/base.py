@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from bitsplit.grid import Grid
@@ -21,6 +22,11 @@ class Codes:
     codes: Tensor
     scale: Tensor
     offset: Tensor | None = None
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """These weights, (G, M, N)."""
+        weight = self.codes.to(dtype) * self.scale.unsqueeze(-1)
+        return weight if self.offset is None else weight + self.offset.unsqueeze(-1)
 
 
 @dataclass(frozen=True)

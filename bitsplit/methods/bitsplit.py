@@ -21,13 +21,14 @@ class BitSplit(Method):
     rounds: int = ROUNDS
 
     algorithm: ClassVar[str] = "planes"
+    midrise: ClassVar[bool] = False
     batch_norm: ClassVar[str] = "reestimate"
     # As in the published code: the classifier reads one patch an image, so there are few of them.
     classifier_in_weight_space: ClassVar[bool] = True
 
     def solve_weights(self, stats: LayerStats, weight: Tensor, bits: int) -> Codes:
-        solution = solve(stats.gram, stats.cross, bits, weight, self.algorithm, self.rounds)
-        return Codes(solution.codes, solution.scale)
+        solution = solve(stats.gram, stats.cross, bits, weight, self.algorithm, self.rounds, self.midrise)
+        return Codes(solution.codes, solution.scale, solution.offset)
 
     def calibrate_activations(self, samples: InputSamples, grid: Grid) -> Tensor:
         values = samples.values.flatten()

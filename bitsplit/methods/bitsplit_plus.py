@@ -67,16 +67,18 @@ class BitSplitPlus(BitSplitPerChannel):
         layers' outputs least: finer inputs mean weights of a wider range."""
         layer, own = BitSplit.calibrate_activations(self, samples, grid), self.calibrate_activations(samples, grid)
         scales = [own**share * layer ** (1 - share) for share in _SHARES]
-        few = [(weight[:, :: -(-weight.shape[1] // _ROWS)], bits, weight.shape[1]) for weight, bits in readers]
+        few = [
+            (weight[:, :: -(-weight.shape[1] // _ROWS)], Grid(bits, midrise=self.midrise), weight.shape[1])
+            for weight, bits in readers
+        ]
         return min(scales, key=lambda scale: sum(_output_error(samples, grid, scale, *reader) for reader in few))
 
 
-def _output_error(samples: InputSamples, grid: Grid, scale: Tensor, weight: Tensor, bits: int, rows: int) -> float:
+def _output_error(samples: InputSamples, grid: Grid, scale: Tensor, weight: Tensor, weights: Grid, rows: int) -> float:
     """About what inputs rounded with `scale` (C,) and weights rounded after the scales are moved into them cost the
     outputs of `rows` rows, of which `weight` holds some."""
     values, ratio = samples.values, scale / scale.mean()
     moved = weight * by_column(ratio, weight)
-    weights = Grid(bits)
     step = weights.scale_by_alternation(moved).unsqueeze(-1)
     rounded = weights.quantize(moved, step) * step
     by_weights = _SOLVED * _channel_power(rounded - moved, len(scale)) / ratio.square()

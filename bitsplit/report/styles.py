@@ -6,8 +6,8 @@ from matplotlib.lines import Line2D
 
 from bitsplit.report.titles import FLOATING_POINT, method_title
 
-# For colour-blind people too: Okabe and Ito's colours, and three of Tol's. The strongest are those of the methods that
-# this project is about, the last four.
+# For colour-blind people too: Okabe and Ito's colours, and four of Tol's. The strongest are those of the methods that
+# this project is about, the last five.
 _COLOURS = {
     "tflite": "#E69F00",
     "tensorrt": "#56B4E9",
@@ -20,9 +20,10 @@ _COLOURS = {
     "bitsplit": "#000000",
     "bitsplit_lattice": "#0072B2",
     "bitsplit_plus": "#D55E00",
+    "bitsplit_plus_midrise": "#AA3377",
 }
 _OTHER = "#AA4499"  # somebody's own method
-_MARKERS = dict(zip(_COLOURS, "sv^<>hXpoDP", strict=True))
+_MARKERS = dict(zip(_COLOURS, "sv^<>hXpoDPd", strict=True))
 INCHES, PANEL_INCHES, DPI = 9, 3.8, 200  # at 900 pixels, text of 10 points is 14 pixels high
 
 

@@ -23,6 +23,7 @@ METHOD_TITLES = FLOATING_POINT | {
     "bitsplit_ecaq": "Bit-split-ECAQ",
     "bitsplit_lattice": "Bit-split-lattice",
     "bitsplit_plus": "Bit-split-plus",
+    "bitsplit_plus_midrise": "Bit-split-plus-midrise",
 }
 MODEL_TITLES = {
     "resnet18": "ResNet-18",

@@ -212,7 +212,7 @@ class _LockstepWork:
         if plan.layers[name].role == "last" and isinstance(layer, nn.Linear) and plan.method.classifier_in_weight_space:
             stats = LayerStats.weight_space(weight)
         codes = self._codes[name] = plan.method.solve_weights(stats, weight, plan.layers[name].wbits)
-        solved = codes.codes.to(weight.dtype) * codes.scale.unsqueeze(-1)
+        solved = codes.dequantized(weight.dtype)
         layer.weight.copy_(ungrouped(solved, layer))
         if centred and not normalised:
             layer.bias.add_(moments.mean_error(solved))
@@ -225,7 +225,8 @@ class _LockstepWork:
         for name in self._moments.keys() - self._records.keys():
             self._solve(name)
         for name, codes in self._codes.items():
-            put_weights(self._network, self._layers[name], self._plan.layers[name].wbits, codes.codes, codes.scale)
+            bits = self._plan.layers[name].wbits
+            put_weights(self._network, self._layers[name], bits, codes.codes, codes.scale, codes.offset)
         inputs = self._inputs()
         for shared in inputs:
             for name in shared.names:

@@ -23,6 +23,7 @@ KINDS = {
     "signed inputs": (lambda: lively(Signed()), "tflite", 8, 8),
     "zero points": (lambda: lively(Signed()), "bitsplit_plus", 3, 3),
     "scales by channel, offsets": (lambda: lively(Residual()), "aciq", 4, 4),
+    "half integers": (lambda: lively(Residual()), "bitsplit_plus_midrise", 2, 4),
     "bits by channel": (lambda: lively(Signed()), "aciq_mix", 3, 3),
     "folded scales": (lambda: lively(Residual()), "bitsplit_ecaq", 4, 4),
     "scales by call": (lambda: Levels().eval(), "tflite", 4, 4),
