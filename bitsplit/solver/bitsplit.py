@@ -24,7 +24,7 @@ from bitsplit.solver import compiled
 from bitsplit.solver.gptq import gptq
 from bitsplit.solver.integers import integers
 from bitsplit.solver.lattice import lattice
-from bitsplit.solver.objective import objective, optimal_scale, panels, stilled
+from bitsplit.solver.objective import objective, optimal_scale, panels, rest_dead_inputs
 
 ROUNDS = 100  # of the published code
 
@@ -51,7 +51,7 @@ def bit_split(gram: Tensor, cross: Tensor, weight: Tensor, grid: Grid, rounds: i
     No step raises f. A row none of whose planes changed in a round is done.
     """
     scale = grid.scale_by_alternation(weight)
-    codes = stilled(grid.quantize(weight, scale.unsqueeze(-1)), gram, grid)
+    codes = rest_dead_inputs(grid.quantize(weight, scale.unsqueeze(-1)), gram, grid)
     planes, reached = split(codes, grid.bits), codes @ gram
     scale = optimal_scale(codes, gram, cross, scale, reached)
     residual = cross - scale.unsqueeze(-1) * reached

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitsplit.grid import Grid
 from bitsplit.solver import compiled
-from bitsplit.solver.objective import living, stilled
+from bitsplit.solver.objective import living, rest_dead_inputs
 
 DAMPING = 0.01  # of A's mean diagonal, added to it before it is factored (GPTQ's value)
 BLOCK = 64  # columns between two updates of all the columns before them
@@ -31,7 +31,7 @@ def gptq(gram: Tensor, cross: Tensor, weight: Tensor, grid: Grid, rounds: int) -
     gram, cross, weight = gram.flip(-1, -2), cross.flip(-1), weight.flip(-1)  # the search starts at the last column
     lower, pivots, target, _ = factored(gram, cross, weight * living(gram))
     codes = k_best(target / scale.unsqueeze(-1), lower, pivots, grid.high, paths=1)
-    return stilled(codes, gram, grid).flip(-1), scale, 0
+    return rest_dead_inputs(codes, gram, grid).flip(-1), scale, 0
 
 
 def factored(gram: Tensor, cross: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bitsplit.grid import Grid
 from bitsplit.solver import compiled
-from bitsplit.solver.objective import optimal_scale, stilled
+from bitsplit.solver.objective import optimal_scale, rest_dead_inputs
 
 TOLERANCE = 1e-4  # a round of descent that gains less of what all rounds have gained is a row's last
 
@@ -33,7 +33,7 @@ def integers(gram: Tensor, cross: Tensor, weight: Tensor, grid: Grid, rounds: in
 
 def refine_rounding(gram: Tensor, cross: Tensor, weight: Tensor, scale: Tensor, grid: Grid, rounds: int) -> Point:
     """`descend_integers` from the weights rounded at `scale`."""
-    codes = stilled(grid.quantize(weight, scale.unsqueeze(-1)), gram, grid)
+    codes = rest_dead_inputs(grid.quantize(weight, scale.unsqueeze(-1)), gram, grid)
     return descend_integers(codes, scale, gram, cross, grid.high, rounds)
 
 

@@ -19,7 +19,7 @@ from bitsplit.grid import Grid
 from bitsplit.solver import compiled
 from bitsplit.solver.gptq import BLOCK, damped, factored, k_best, mean_damping
 from bitsplit.solver.integers import TOLERANCE, Point, descend_integers, integers, refine_rounding
-from bitsplit.solver.objective import living, stilled
+from bitsplit.solver.objective import living, rest_dead_inputs
 
 # Scales tried with one path, as multiples of the alternation's; the smaller ones clip the largest weights.
 SCALES = (0.65, 0.8, 0.9, 1.0, 1.1)
@@ -47,7 +47,7 @@ def lattice(gram: Tensor, cross: Tensor, weight: Tensor, grid: Grid, rounds: int
 
     def candidate(scale: Tensor, paths: int) -> Point:
         codes = k_best(target / scale.unsqueeze(-1), lower, pivots, grid.high, paths)
-        return descend_integers(stilled(codes, gram, grid), scale, gram, cross, grid.high, rounds)
+        return descend_integers(rest_dead_inputs(codes, gram, grid), scale, gram, cross, grid.high, rounds)
 
     best = rounded._replace(codes=_by_column(rounded.codes, order), residual=_by_column(rounded.residual, order))
     for ratio in SCALES:

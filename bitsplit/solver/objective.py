@@ -47,7 +47,7 @@ def living(gram: Tensor) -> Tensor:
     return gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2) > 0
 
 
-def stilled(codes: Tensor, gram: Tensor, grid: Grid) -> Tensor:
+def rest_dead_inputs(codes: Tensor, gram: Tensor, grid: Grid) -> Tensor:
     """Codes (G, M, N), the grid's least where an input carries no signal."""
     return torch.where(living(gram), codes, grid.least)
 
