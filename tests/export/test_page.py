@@ -207,9 +207,20 @@ def test_code_histograms_count_every_weight(network):
     for layer in facts_of_layers(qmodel):
         codes = qmodel.get_submodule(layer.name).codes
         high = 127 if layer.wbits == 8 else 3
-        assert len(layer.code_counts) == 2 * high + 1
-        for code in range(-high, high + 1):
-            assert layer.code_counts[code + high] == (codes == code).sum()
+        assert (layer.codes.low, layer.codes.high) == (-high, high)
+        assert layer.codes.counts.tolist() == [(codes == code).sum().item() for code in range(-high, high + 1)]
+        assert layer.codes.zeros == (codes == 0).sum()
+
+
+def test_half_integers_have_all_their_codes_and_none_at_zero(network, tmp_path):
+    qmodel = quantized(network, 2, 4, "bitsplit_plus_midrise")
+    _, text = page_of(qmodel, tmp_path)
+    layers = [layer for layer in facts_of_layers(qmodel) if layer.wbits == 2]
+    for layer in layers:
+        codes = qmodel.get_submodule(layer.name).codes
+        assert layer.codes.counts.tolist() == [(codes == code).sum().item() for code in range(-2, 2)]
+        assert layer.codes.zeros is None
+    assert layers and "% zero" not in text and "% ends" in text
 
 
 def test_outlines_have_the_heights_of_their_counts():

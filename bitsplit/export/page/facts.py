@@ -44,9 +44,34 @@ class InputRange:
 
 
 @dataclass(frozen=True)
+class CodeCounts:
+    """How often each code from `low` to `high` occurs in a layer. Where rows have offsets, no code stands for zero."""
+
+    low: int
+    counts: np.ndarray
+    offsets: bool
+
+    @classmethod
+    def of(cls, layer: QuantizedLayer) -> "CodeCounts":
+        values, end = layer.codes.cpu().numpy().ravel().astype(np.int64), Grid(layer.wbits).high
+        # Beyond the symmetric grid go mid-rise codes, and with bits by channel some others.
+        low, high = min(-end, int(values.min(initial=0))), max(end, int(values.max(initial=0)))
+        return cls(low, np.bincount(values - low, minlength=high - low + 1), layer.offset is not None)
+
+    @property
+    def high(self) -> int:
+        return self.low + len(self.counts) - 1
+
+    @property
+    def zeros(self) -> int | None:
+        """Weights that are zero."""
+        return None if self.offsets else int(self.counts[-self.low])
+
+
+@dataclass(frozen=True)
 class LayerFacts:
-    """A row of the report, its errors, and what the layer itself knows: how often each code occurs (from `-high` to
-    `high`, None in floating point), and the range of each tensor that it reads in a forward."""
+    """A row of the report, its errors, and what the layer itself knows: its codes (None in floating point), and the
+    range of each tensor that it reads in a forward."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,7 +80,7 @@ class LayerFacts:
     relative_error: float
     input_error: float
     note: str
-    code_counts: np.ndarray | None
+    codes: CodeCounts | None
     inputs: tuple[InputRange, ...]
 
     @property
@@ -116,22 +141,16 @@ def facts_of_layers(qmodel: nn.Module) -> list[LayerFacts]:
 
 
 def _facts_of_layer(row: dict, module: nn.Module | None) -> LayerFacts:
-    counts, inputs = None, ()
+    codes, inputs = None, ()
     if isinstance(module, QuantizedLayer):
-        counts = None if module.codes is None else _code_counts(module.codes, module.wbits)
+        codes = None if module.codes is None else CodeCounts.of(module)
         quantizer = module.input_quantizer
         # Several calls are a list of quantizers, one of them is none.
         quantizers = [quantizer] if isinstance(quantizer, InputQuantizer) else quantizer or []
         inputs = tuple(map(InputRange.of, quantizers))
     errors = float(row["relative_error"]), float(row["input_error"])
     bits = int(row["wbits"]), int(row["abits"])
-    return LayerFacts(row["name"], tuple(row["shape"]), *bits, *errors, row["note"], counts, inputs)
-
-
-def _code_counts(codes: Tensor, wbits: int) -> np.ndarray:
-    values = codes.cpu().numpy().ravel().astype(np.int64)
-    high = max(Grid(wbits).high, int(np.abs(values).max(initial=0)))  # with bits by channel, some go further
-    return np.bincount(values + high, minlength=2 * high + 1)
+    return LayerFacts(row["name"], tuple(row["shape"]), *bits, *errors, row["note"], codes, inputs)
 
 
 def weights_by_bits(layers: list[LayerFacts]) -> dict[int, list[LayerFacts]]:
