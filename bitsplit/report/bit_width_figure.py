@@ -73,7 +73,7 @@ def bit_width_figure(runs: list[dict], sweep: str = "both", paper: pandas.DataFr
     figure = Figure(figsize=(INCHES, PANEL_INCHES * rows + 1.2), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     lowest = _lowest(pandas.concat(contents.values())) if contents else -1.0
-    panels[0].set_ylim(1.05 * lowest, -0.08 * lowest)
+    panels[0].set_ylim(1.15 * lowest, -0.08 * lowest)  # room for an interval, and for marks of what lies below
     for panel, (title, numbers) in zip(panels, contents.items(), strict=False):
         _draw_curves(panel, numbers, looks)
         panel.set_title(title)
