@@ -107,7 +107,8 @@ def _alternate(sides: "list[_Side]", scale: Tensor) -> Tensor:
     recent, left = deque([scale], maxlen=_LONGEST_CYCLE + 1), []
     for step in range(_MAX_ALTERNATIONS):
         products, power = (sum(sums) for sums in zip(*(side.sums(scale) for side in sides), strict=True))
-        scale = torch.where(products > 0, products / power.clamp_min(0.25), scale)  # codes reach nothing of zeros
+        # Rows of zeros keep their scale; the least power of others is that of one code, ½ on a mid-rise grid.
+        scale = torch.where(products > 0, products / power.clamp_min(0.25), scale)
         recent.append(scale)
         same = torch.stack([scale == earlier for earlier in reversed(recent)])[1:]
         if (cycling := same.any(dim=0)).all():
@@ -126,7 +127,7 @@ def _alternate(sides: "list[_Side]", scale: Tensor) -> Tensor:
 class _Side:
     """Magnitudes (rows, n) of values on one side of zero, or on both where they count alike, and the codes there.
 
-    |q| is `least` and the number of boundaries (|q| − ½)·scale that |x| reaches, so on sorted values the sums of the
+    |q| is `least` plus the number of boundaries (|q| − ½)·scale that |x| reaches, so on sorted values the sums of the
     alternation are read off at the boundaries, instead of rounding every value anew at each step.
     """
 
