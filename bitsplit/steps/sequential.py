@@ -222,7 +222,7 @@ class _LockstepWork:
     @torch.no_grad()
     def finish(self, skipped: dict[str, str]) -> SequentialResult:
         """Puts integers and quantizers in the place of the layers."""
-        for name in self._moments.keys() - self._records.keys():
+        for name in [name for name in self._moments if name not in self._records]:
             self._solve(name)
         for name, codes in self._codes.items():
             bits = self._plan.layers[name].wbits
