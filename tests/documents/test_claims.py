@@ -17,7 +17,7 @@ from conftest import ROOT
 
 from bitsplit.report import record
 from bitsplit.report.accuracy import paired_interval
-from bitsplit.report.paired import answers_of, paired_difference
+from bitsplit.report.paired import answers_of, verdict
 
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CLAIM = re.compile(
@@ -37,38 +37,42 @@ def claims() -> list[tuple[str, re.Match]]:
     return [(str(page.relative_to(ROOT)), match.group()) for page, match in found]
 
 
-def metrics_of(data: str, model: str, method: str, wbits: str, abits: str) -> dict[str, dict]:
+def records_of(data: str, model: str, method: str, wbits: str, abits: str) -> dict[int, dict]:
+    """The metrics of a cell, by calibration seed."""
     if data == "rivals":
         rival, _, batch_norm = method.partition("/")
         wanted = [model, rival, batch_norm or "none", int(wbits), int(abits)]
         keys = ("network", "rival", "batch_norm", "wbits", "abits")
         runs = [json.loads(path.read_text()) for path in (ROOT / "results/glyphs/rivals").glob("*.json")]
         (run,) = [run for run in runs if [run[key] for key in keys] == wanted]
-        return {"quantized": run["metrics"]}
-    return record.read(ROOT / f"results/{data}/runs/{model}-{method}-w{wbits}a{abits}-s0.json")["metrics"]
+        return {0: {"quantized": run["metrics"]}}
+    paths = (ROOT / f"results/{data}/runs").glob(f"{model}-{method}-w{wbits}a{abits}-s?.json")
+    return {run["seed"]: run["metrics"] for run in map(record.read, paths)}
+
+
+def mean_answers(records: dict[int, dict], seeds: set[int], network: str = "quantized") -> np.ndarray:
+    """How often each image is right, over the seeds."""
+    return np.mean([answers_of(records[seed][network]) for seed in seeds], axis=0)
 
 
 def holds(claim: str) -> bool:
+    """Over the seeds that both methods have, as the tables' means are."""
     match = CLAIM.fullmatch(claim)
     assert match, f"{claim} is none of the forms above"
-    place = match["wbits"], match["abits"]
-    pairs = [
-        [metrics_of(match["data"], model, method, *place) for method in (match["first"], match["second"])]
-        for model in match["models"].split()
-    ]
-    if match["share"]:
-        lost = [
-            (1 - float(match["share"])) * answers_of(second["fp32"])
-            - answers_of(first["quantized"])
-            + float(match["share"]) * answers_of(second["quantized"])
-            for first, second in pairs
-        ]
+    differences, lost = [], []
+    for model in match["models"].split():
+        place = match["data"], model
+        first, second = (records_of(*place, match[m], match["wbits"], match["abits"]) for m in ("first", "second"))
+        seeds = first.keys() & second.keys()
+        one, other = mean_answers(first, seeds), mean_answers(second, seeds)
+        differences.append(one - other)
+        if share := float(match["share"] or 0):
+            lost.append((1 - share) * mean_answers(second, seeds, "fp32") - one + share * other)
+    if lost:
         mean = np.mean(lost, axis=0)
         return 100 * mean.mean() + paired_interval(mean) < 0
-    verdict = {">": "above", "=": "level"}[match["relation"]]
-    return all(
-        paired_difference(*(answers_of(metrics["quantized"]) for metrics in pair)).verdict == verdict for pair in pairs
-    )
+    wanted = {">": "above", "=": "level"}[match["relation"]]
+    return all(verdict(100 * values.mean(), paired_interval(values)) == wanted for values in differences)
 
 
 @pytest.mark.parametrize("page, claim", claims())
