@@ -20,7 +20,7 @@ SWEEP_BITS = {  # (wbits, abits)
 _CAPTIONS = {
     "weights": "Weights at 8 to 3 bits, activations in floating point or at 8 bits,",
     "both": "Weights and activations at 8 to 3 bits",
-    "two": "Weights at 2 bits, the values −α, 0 and α on the paper's grid, and four on a mid-rise one,",
+    "two": "Weights at 2 bits, three values (−α, 0, α) on the paper's grid and four on a mid-rise one,",
 }
 
 
