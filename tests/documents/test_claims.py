@@ -5,6 +5,7 @@ A paragraph that says so names the cells in a comment behind it, which nobody se
     <!-- claim: glyphs W2A4 bitsplit_plus > bitsplit_lattice on resnet18 resnet50 -->   above on each of the networks
     <!-- claim: glyphs W2A4 bitsplit_plus = bitsplit_lattice on vgg16_bn -->            level on each
     <!-- claim: glyphs W3A3 bitsplit_plus loses < 0.7 bitsplit on resnet18 resnet50 --> of the mean over the networks
+    <!-- claim: glyphs/qdrop W4A4 bitsplit_plus > bitsplit on resnet50 -->              under another convention
     <!-- claim: rivals W3A3 bitsplit_plus > brevitas_gptq/after on resnet18 -->         the rivals' own records
 """
 
@@ -46,7 +47,9 @@ def records_of(data: str, model: str, method: str, wbits: str, abits: str) -> di
         runs = [json.loads(path.read_text()) for path in (ROOT / "results/glyphs/rivals").glob("*.json")]
         (run,) = [run for run in runs if [run[key] for key in keys] == wanted]
         return {0: {"quantized": run["metrics"]}}
-    paths = (ROOT / f"results/{data}/runs").glob(f"{model}-{method}-w{wbits}a{abits}-s?.json")
+    data, _, convention = data.partition("/")
+    variant = f"-convention={convention}" if convention else ""
+    paths = (ROOT / f"results/{data}/runs").glob(f"{model}-{method}-w{wbits}a{abits}-s?{variant}.json")
     return {run["seed"]: run["metrics"] for run in map(record.read, paths)}
 
 
@@ -95,6 +98,7 @@ def test_a_paragraph_about_an_order_of_methods_names_its_cells(page):
 def test_a_claim_that_the_records_do_not_support_is_found():
     assert not holds("<!-- claim: glyphs W3A3 tflite > bitsplit on resnet18 -->")
     assert not holds("<!-- claim: glyphs W3A3 tflite = bitsplit on resnet18 -->")
+    assert not holds("<!-- claim: glyphs/brecq W4A4 bitsplit_plus = bitsplit on resnet50 -->")
     assert not holds("<!-- claim: glyphs W3A3 tflite loses < 0.9 bitsplit on resnet18 -->")
     assert holds("<!-- claim: glyphs W3A3 bitsplit > tflite on resnet18 -->")
     assert holds("<!-- claim: glyphs W3A3 bitsplit loses < 0.9 tflite on resnet18 -->")

@@ -1,8 +1,8 @@
 """Every result printed in the documents is the number on disk, to the last digit printed.
 
 A number in a table is looked up by what its row, its column and the line above the table say (data set, network,
-method, bit-widths, boxes or masks, a standard deviation behind the mean); where a table says "not run" there must be no
-record. A number in the prose must be one of a table, or of its notes, under results/.
+method, bit-widths, convention, boxes or masks, a standard deviation behind the mean); where a table says "not run"
+there must be no record. A number in the prose must be one of a table, or of its notes, under results/.
 """
 
 import json
@@ -15,6 +15,7 @@ from conftest import ROOT
 from test_documents import DOCUMENTS, every_document, prose
 
 from bitsplit.report.titles import METHOD_TITLES, MODEL_TITLES
+from bitsplit.settings import CONVENTIONS
 
 NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
 NO_RESULTS = {  # by what stands around them
@@ -25,6 +26,7 @@ NO_RESULTS = {  # by what stands around them
 BITS = re.compile(r"W(?P<w>\d+)A(?P<a>\d+)|A(?P<a2>\d+)W(?P<w2>\d+)")
 DATA = {"the paper": "paper", "ImageNet-500": "imagenet_500", "glyphs_coco": "glyphs_coco", "glyphs": "glyphs"}
 METRICS = {"boxes": "bbox_ap", "masks": "segm_ap"}  # by what the row or the column says; else top1
+VARIANTS = {"": ""} | {f"{name}:": f"convention={name}" for name in CONVENTIONS[1:]}  # by what the row says
 NOT_RUN = "not run"
 
 
@@ -36,15 +38,16 @@ def measured() -> tuple[pandas.DataFrame, pandas.DataFrame]:
         run = json.loads(path.read_text())
         cell = {"data": run["data"]["name"], "model": run["model"]}
         rows.append(cell | {"method": "fp32"} | run["metrics"]["fp32"])
-        if run["variant"] == "":
-            rows.append(cell | {key: run[key] for key in ("method", "wbits", "abits")} | run["metrics"]["quantized"])
-    records = pandas.DataFrame(rows).fillna({"wbits": 32, "abits": 32})
-    cells = records.groupby(["data", "model", "method", "wbits", "abits"], as_index=False)
+        if run["variant"] in VARIANTS.values():
+            keys = ("method", "wbits", "abits", "variant")
+            rows.append(cell | {key: run[key] for key in keys} | run["metrics"]["quantized"])
+    records = pandas.DataFrame(rows).fillna({"wbits": 32, "abits": 32, "variant": ""})
+    cells = records.groupby(["data", "model", "method", "wbits", "abits", "variant"], as_index=False)
     paper = [pandas.read_csv(path) for path in (ROOT / "results/paper").glob("*.csv")]
     for table in paper:
         for task in METRICS.values() if "task" in table else ():
             table[task] = table["ap"].where(table["task"] == task.removesuffix("_ap"))
-    means = [cells.mean(numeric_only=True), *(table.assign(data="paper") for table in paper)]
+    means = [cells.mean(numeric_only=True), *(table.assign(data="paper", variant="") for table in paper)]
     return pandas.concat(means, ignore_index=True), cells.std(numeric_only=True)
 
 
@@ -102,6 +105,8 @@ def candidates(above: str, label: str, headers: list[str], place: int) -> pandas
     records = numbers[(numbers["model"] == model) & ((numbers["data"] == data) | (data is None))]
     if records.empty:
         return EVERYTHING
+    variant = next((name for words, name in reversed(VARIANTS.items()) if words in label))
+    records = records[records["variant"] == variant]
     method = "fp32" if "floating point" in label + column else mentioned(label, METHOD_TITLES)
     records = records[records["method"] == method]
     if method != "fp32":
@@ -160,6 +165,7 @@ def test_every_exception_is_still_needed():
         ("results/README.md", "| 85.60 | 84.80 | 11.80 |", "| 85.60 | 84.80 | 11.60 |"),
         ("results/README.md", "TF-Lite | 69.76 | 69.57 | 55.53 |", "TF-Lite | 69.76 | 69.57 | 69.11 |"),
         ("results/README.md", "| A4W4, TF-Lite | 57.5 | 67.2 | 38.5 |", "| A4W4, TF-Lite | 57.5 | 38.5 | 67.2 |"),
+        ("results/README.md", "| qdrop: **Bit-split** | 83.94 / 82.23 |", "| qdrop: **Bit-split** | 83.94 / 82.61 |"),
         ("docs/coco.md", "| 30.1 | 30.2 | 29.6 |", "| 30.2 | 30.1 | 29.6 |"),
     ],
 )
