@@ -90,39 +90,36 @@ def measured(run: Run, method: BitSplit) -> dict:
 
 
 def table_of(found: list[dict]) -> Table:
-    """Means over the networks; where there are several seeds, with the half of the 95% interval of that mean over
-    seeds."""
+    """A row for each cell of each network; where there are several seeds, means over them with half of the 95%
+    interval of that mean."""
     table = pandas.DataFrame([{**cell, **cell["quantized"], "s": sum(cell["seconds"].values())} for cell in found])
     table["top1_fp32"] = [cell["fp32"]["top1"] for cell in found]
     table = table.drop(columns=["folder", "fp32", "quantized", "seconds", "machine", "versions"])
-    by_seed = table.groupby(["row", "wbits", "abits", "seed"], sort=False)
-    means = by_seed[["top1", "logits_snr_db", "agreement", "s"]].mean()
     rows = []
-    for (row, wbits, abits), block in means.groupby(["row", "wbits", "abits"], sort=False):
-        half = {key: _half_interval(block[key]) for key in ("top1", "logits_snr_db")}
+    for (model, row, wbits, abits), block in table.groupby(["model", "row", "wbits", "abits"], sort=False):
         rows.append(
             {
+                "network": f"{model_title(model)}, {block['top1_fp32'].iloc[0]:.2f}",
                 "row": row,
                 "wbits": wbits,
                 "abits": abits,
-                "top-1": f"{block['top1'].mean():.2f}{half['top1']}",
-                "dB": f"{block['logits_snr_db'].mean():.2f}{half['logits_snr_db']}",
+                "top-1": f"{block['top1'].mean():.2f}{_half_interval(block['top1'])}",
+                "dB": f"{block['logits_snr_db'].mean():.2f}{_half_interval(block['logits_snr_db'])}",
                 "agreement": f"{block['agreement'].mean():.2f}",
                 "s": f"{block['s'].mean():.0f}",
             }
         )
     shown = pandas.DataFrame(rows)
-    shown.insert(0, "bits", bits_text(shown))
-    shown = shown.drop(columns=["wbits", "abits"]).sort_values("bits", key=_first_seen, kind="stable")
-    models, seeds = table["model"].unique(), sorted(table["seed"].unique())
-    networks = ", ".join(map(model_title, models))
+    shown.insert(1, "bits", bits_text(shown))
+    shown = shown.drop(columns=["wbits", "abits"]).sort_values(["network", "bits"], key=_first_seen, kind="stable")
+    seeds = sorted(table["seed"].unique())
     caption = (
-        f"Ingredients of bit-split-plus on {found[0]['data']}: top-1, signal-to-noise ratio of the logits, agreement "
-        f"with floating point and seconds of one thread, means over {networks} (floating point "
-        f"{table.groupby('model')['top1_fp32'].first().mean():.2f}); calibration seeds {', '.join(map(str, seeds))}"
+        f"Ingredients of bit-split-plus on {found[0]['data']}: top-1 (behind a network's name that of floating "
+        "point), signal-to-noise ratio of the logits, agreement with floating point and seconds of one thread; "
+        f"calibration seeds {', '.join(map(str, seeds))}"
         + ("; ± is half the 95% interval of a mean over the seeds" if len(seeds) > 1 else "")
     )
-    return Table(caption, table, shown, heads=2)
+    return Table(caption, table, shown, heads=3)
 
 
 def _half_interval(values: pandas.Series) -> str:
