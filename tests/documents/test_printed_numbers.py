@@ -26,7 +26,7 @@ NO_RESULTS = {  # by what stands around them
 BITS = re.compile(r"W(?P<w>\d+)A(?P<a>\d+)|A(?P<a2>\d+)W(?P<w2>\d+)")
 DATA = {"the paper": "paper", "ImageNet-500": "imagenet_500", "glyphs_coco": "glyphs_coco", "glyphs": "glyphs"}
 METRICS = {"boxes": "bbox_ap", "masks": "segm_ap"}  # by what the row or the column says; else top1
-VARIANTS = {"": ""} | {f"{name}:": f"convention={name}" for name in CONVENTIONS[1:]}  # by what the row says
+VARIANTS = {"bitsplit": ""} | {name: f"convention={name}" for name in CONVENTIONS[1:]}  # by convention
 NOT_RUN = "not run"
 
 
@@ -105,8 +105,8 @@ def candidates(above: str, label: str, headers: list[str], place: int) -> pandas
     records = numbers[(numbers["model"] == model) & ((numbers["data"] == data) | (data is None))]
     if records.empty:
         return EVERYTHING
-    variant = next((name for words, name in reversed(VARIANTS.items()) if words in label))
-    records = records[records["variant"] == variant]
+    convention = next((name for name in CONVENTIONS if f"{name}:" in label), "bitsplit")
+    records = records[records["variant"] == VARIANTS[convention]]
     method = "fp32" if "floating point" in label + column else mentioned(label, METHOD_TITLES)
     records = records[records["method"] == method]
     if method != "fp32":
