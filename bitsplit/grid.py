@@ -1,13 +1,13 @@
 """The uniform, zero-preserving quantization grid and the two ways to choose its scale without an output objective."""
 
-import copy
-from collections import deque
 from dataclasses import dataclass, replace
 
+import numba
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-_MAX_ALTERNATIONS = 1000  # a guard only: fixed points come after tens of steps
+_MOST_ALTERNATIONS = 1000  # a guard only: fixed points come after tens of steps
 _LONGEST_CYCLE = 5  # of the last digit
 
 
@@ -90,62 +90,44 @@ class Grid:
     def scale_by_alternation(self, values: Tensor) -> Tensor:
         """Scale (...) of values (..., n): a local minimiser of the squared error, row by row.
 
-        Alternates codes = quantize(x / scale) and scale = xᵀcodes / codesᵀcodes, from `scale_by_max`, until every
-        row's scale is one of its last five (the alternation can cycle in the last digit). This is the paper's weight
-        initialisation `fwa` and its activation calibration.
+        Alternates codes = quantize(x / scale) and scale = xᵀcodes / codesᵀcodes, from `scale_by_max`, until a row's
+        scale is one of its last five (the alternation can cycle in the last digit). This is the paper's weight
+        initialisation `fwa` and its activation calibration. On the CPU, wherever the values are.
         """
-        start = self.scale_by_max(values)
-        rows = values.reshape(start.numel(), values.shape[-1])
-        ends = [(rows, self.high), (-rows, self.zero)] if self.zero else [(self.magnitude(rows), self.high)]
-        sides = [_Side(magnitudes, self.least, high) for magnitudes, high in ends]
-        return _alternate(sides, start.flatten().double()).reshape(start.shape).to(start.dtype)
+        scale = self.scale_by_max(values)
+        rows = values.detach().reshape(scale.numel(), values.shape[-1]).cpu()
+        sides = [(rows, self.high), (-rows, self.zero)] if self.zero else [(self.magnitude(rows), self.high)]
+        magnitudes = torch.stack([side for side, _ in sides]).numpy()
+        magnitudes.sort(axis=-1)
+        found = scale.flatten().double().cpu().numpy()
+        _alternate(magnitudes, np.array([high for _, high in sides], np.float64), self.least, found)
+        return torch.from_numpy(found).reshape(scale.shape).to(scale)
 
 
-def _alternate(sides: "list[_Side]", scale: Tensor) -> Tensor:
-    """The scales (rows,) at the step by which every row is in its cycle; those that are leave when they are half."""
-    result, rows = torch.empty_like(scale), torch.arange(len(scale), device=scale.device)
-    recent, left = deque([scale], maxlen=_LONGEST_CYCLE + 1), []
-    for step in range(_MAX_ALTERNATIONS):
-        products, power = (sum(sums) for sums in zip(*(side.sums(scale) for side in sides), strict=True))
-        # Rows of zeros keep their scale; the least power of others is that of one code, ½ on a mid-rise grid.
-        scale = torch.where(products > 0, products / power.clamp_min(0.25), scale)
-        recent.append(scale)
-        same = torch.stack([scale == earlier for earlier in reversed(recent)])[1:]
-        if (cycling := same.any(dim=0)).all():
-            break
-        if 2 * cycling.sum() >= len(cycling):
-            period = 1 + same.int().argmax(dim=0)
-            left.append((step, rows[cycling], period[cycling], torch.stack([*reversed(recent)])[:, cycling]))
-            rows, scale, sides = rows[~cycling], scale[~cycling], [side.of(~cycling) for side in sides]
-            recent = deque([earlier[~cycling] for earlier in recent], maxlen=recent.maxlen)
-    result[rows] = scale
-    for when, which, period, backwards in left:  # on with each cycle to the last step
-        result[which] = backwards.gather(0, ((when - step) % period)[None])[0]
-    return result
-
-
-class _Side:
-    """Magnitudes (rows, n) of values on one side of zero, or on both where they count alike, and the codes there.
-
-    |q| is `least` plus the number of boundaries (|q| − ½)·scale that |x| reaches, so on sorted values the sums of the
-    alternation are read off at the boundaries, instead of rounding every value anew at each step.
-    """
-
-    def __init__(self, magnitudes: Tensor, least: float, high: float):
-        self._least = least
-        self._ordered = magnitudes.sort(dim=-1).values.double()
-        self._above = nn.functional.pad(self._ordered.flip(-1).cumsum(dim=-1).flip(-1), (0, 1))  # Σ of x from i on
-        self._codes = torch.arange(least + 1, high + 1, dtype=torch.float64, device=magnitudes.device)
-
-    def of(self, rows: Tensor) -> "_Side":
-        """The side of some rows."""
-        side = copy.copy(self)
-        side._ordered, side._above = self._ordered[rows], self._above[rows]
-        return side
-
-    def sums(self, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ|xq| and Σq² (rows,) at a scale (rows,)."""
-        first = torch.searchsorted(self._ordered, (self._codes - 0.5) * scale.unsqueeze(-1))
-        count = self._ordered.shape[-1]
-        power = ((2 * self._codes - 1) * (count - first)).sum(dim=-1) + self._least**2 * count
-        return self._above.gather(-1, first).sum(dim=-1) + self._least * self._above[:, 0], power
+# for every row:   repeat:   α ← Σ|x||q| / Σq²   until α is one of its last five
+# |q| is `least` plus the number of boundaries (k − ½)·α, k = least + 1 … high, that |x| reaches. So on sorted values,
+# with above_i = Σ_j≥i |x_j| and i_k the first |x| that reaches boundary k, nothing is rounded anew at a step:
+#     Σ|x||q| = least · above_0 + Σ_k above_i_k       Σq² = least² · n + Σ_k (2k − 1)(n − i_k)
+@numba.njit(parallel=True, cache=True)
+def _alternate(ordered, highs, least, scale):
+    """In place on scale (rows,). ordered (sides, rows, n): ascending magnitudes of the values on a side of zero, or on
+    both where they count alike; highs (sides,): its greatest code. There are two sides only where `least` is 0."""
+    sides, rows, count = ordered.shape
+    for row in numba.prange(rows):
+        above = np.zeros((sides, count + 1))
+        for side in range(sides):
+            for i in range(count - 1, -1, -1):
+                above[side, i] = above[side, i + 1] + ordered[side, row, i]
+        recent = np.zeros(_LONGEST_CYCLE)
+        for step in range(_MOST_ALTERNATIONS):
+            recent[step % _LONGEST_CYCLE] = scale[row]
+            products, power = least * above[:, 0].sum(), least**2 * count
+            for side in range(sides):
+                for k in np.arange(least + 1, highs[side] + 1):
+                    first = np.searchsorted(ordered[side, row], (k - 0.5) * scale[row])
+                    products += above[side, first]
+                    power += (2 * k - 1) * (count - first)
+            if products > 0:  # a row of zeros keeps its scale
+                scale[row] = products / power
+            if (recent == scale[row]).any():
+                break
