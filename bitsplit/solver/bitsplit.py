@@ -12,7 +12,8 @@ Shapes: G groups (any leading dimensions, or none), M output channels of a group
 gram (G, N, N), cross (G, M, N), codes (G, M, N), scale (G, M), planes (bits−1, G, M, N), least significant plane first.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -83,14 +84,20 @@ class Solution:
     """Codes int8 (G, M, N), scale float32 (G, M), objective float64 (G, M): −2α qᵀc + α² qᵀA q, energy left out.
 
     The weights αq are scale · codes, or on a mid-rise grid scale · codes + offset, float32 (G, M). rounds: of
-    coordinate descent, as many as were really run until the last row was done (0 for "gptq").
+    coordinate descent, as many as were really run until the last row was done (0 for "gptq"). gram, cross: those given.
     """
 
     codes: Tensor
     scale: Tensor
-    objective: Tensor
     rounds: int
-    offset: Tensor | None = None
+    offset: Tensor | None
+    gram: Tensor = field(repr=False)
+    cross: Tensor = field(repr=False)
+
+    @cached_property
+    def objective(self) -> Tensor:
+        codes = self.codes if self.offset is None else self.codes + 0.5
+        return objective(codes, self.scale, self.gram, self.cross)
 
 
 ALGORITHMS = {"planes": bit_split, "integers": integers, "gptq": gptq, "lattice": lattice}
@@ -134,21 +141,21 @@ def solve(
     if weight is None:
         weight = cross.double() @ torch.linalg.pinv(gram.double(), hermitian=True)
     shape, device = cross.shape, gram.device
-    gram = gram.cpu().reshape(-1, *gram.shape[-2:]).contiguous()
-    cross, weight = (rows.to(gram).reshape(-1, *shape[-2:]).contiguous() for rows in (cross, weight))
+    a = gram.cpu().reshape(-1, *gram.shape[-2:]).contiguous()
+    rows = (part.to(a).reshape(-1, *shape[-2:]).contiguous() for part in (cross, weight))
     parts, taken = [], 0
-    for c, w in panels(cross, weight):
-        codes, scale, part_rounds = ALGORITHMS[algorithm](gram, c.contiguous(), w.contiguous(), grid, rounds)
+    for c, w in panels(*rows):
+        codes, scale, part_rounds = ALGORITHMS[algorithm](a, c.contiguous(), w.contiguous(), grid, rounds)
         if midrise:  # without a code for zero, a scale of zero is what makes a row of zeros
             scale = scale * w.any(dim=-1)
-        scale = optimal_scale(codes, gram, c, fallback=scale)
+        scale = optimal_scale(codes, a, c, fallback=scale)
         # The grid is symmetric: a row whose best scale is negative is the same row with its codes mirrored.
         codes, scale = torch.where(scale.unsqueeze(-1) < 0, -codes, codes), scale.abs()
-        parts.append(((codes - grid.least).to(torch.int8), scale.float(), objective(codes, scale, gram, c)))
+        parts.append(((codes - grid.least).to(torch.int8), scale.float()))
         taken = max(taken, part_rounds)
-    codes, scale, value = (torch.cat(rows, dim=1).to(device) for rows in zip(*parts, strict=True))
-    scale, value = (rows.reshape(shape[:-1]) for rows in (scale, value))
-    return Solution(codes.reshape(shape), scale, value, taken, scale * grid.least if midrise else None)
+    codes, scale = (torch.cat(part, dim=1).to(device) for part in zip(*parts, strict=True))
+    scale = scale.reshape(shape[:-1])
+    return Solution(codes.reshape(shape), scale, taken, scale * grid.least if midrise else None, gram, cross.to(gram))
 
 
 def _check(gram: Tensor, cross: Tensor, bits: int, weight: Tensor | None, algorithm: str, midrise: bool) -> None:
