@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small_networks import BATCHES, SMALL, TEST, Levels, Residual, lively, outputs
+from torch import nn
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -68,7 +69,9 @@ def test_functional_transforms_see_the_operator():
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_the_compiler_writes_code_around_the_operator():
-    qmodel = quantized("tensors")
+    channels = TEST.shape[1]
+    few = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())  # it takes seconds a layer
+    qmodel = bitsplit.quantize(few.eval(), BATCHES, 4, 4, "tflite", settings=SMALL)
     torch.compiler.reset()
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(qmodel)(TEST), outputs(qmodel))
