@@ -33,7 +33,7 @@ from bitsplit.progress import progress, timed
 from bitsplit.settings import FLOAT_BITS, BatchNorm, Settings
 from bitsplit.statistics.batches import CalibrationBatches
 from bitsplit.statistics.loss import CalibrationLoss
-from bitsplit.statistics.memory import return_freed
+from bitsplit.statistics.memory import freed_memory_kept, return_freed
 from bitsplit.statistics.moments import LayerStats, Statistics, collect_statistics
 from bitsplit.statistics.reads import LayerReads
 from bitsplit.steps.input_scales import QuantizedInput, quantize_inputs
@@ -165,6 +165,7 @@ def _in_sequence(
     return layer_report(network, plan, result.statistics, result.inputs, errors), seconds
 
 
+@freed_memory_kept()
 def measure_statistics(network: nn.Module, plan: Plan, batches: CalibrationBatches) -> Statistics:
     """The second moments of what every layer reads in floating point."""
     sizes = plan.settings.calibration
@@ -172,6 +173,7 @@ def measure_statistics(network: nn.Module, plan: Plan, batches: CalibrationBatch
     return collect_statistics(network, plan.reads, batches.first(total), total, sizes.patches, plan.settings.seed)
 
 
+@freed_memory_kept()
 def measure_norms(network: nn.Module, plan: Plan, batches: CalibrationBatches) -> FloatNorms | None:
     """What batch-norm re-estimation has to know of the floating-point network."""
     total = batches.count(plan.settings.batch_norm.batches)
@@ -236,12 +238,14 @@ def refine(
     plan.method.refine(weights, scales, CalibrationLoss(reference, network, batches))
 
 
+@freed_memory_kept()
 def refit(network: nn.Module, plan: Plan, batches: CalibrationBatches, norms: FloatNorms | None) -> None:
     """Batch-norm statistics that fit `network` as it is now, in place."""
     total = batches.count(plan.settings.batch_norm.batches)
     refit_batch_norm(network, plan.settings.batch_norm, batches.first(total), total, norms)
 
 
+@freed_memory_kept()
 def reestimated(model: nn.Module, calibration: Iterable, settings: BatchNorm) -> nn.Module:
     """The floating-point network with the batch-norm re-estimation that `quantize` applies to the quantized one."""
     network = evaluation_copy(model)

@@ -10,6 +10,7 @@ from bitsplit.plan import Plan
 from bitsplit.progress import progress
 from bitsplit.settings import FLOAT_BITS
 from bitsplit.statistics.batches import CalibrationBatches
+from bitsplit.statistics.memory import freed_memory_kept
 from bitsplit.statistics.moments import Statistics
 from bitsplit.statistics.samples import InputSamples, collect_samples
 
@@ -27,6 +28,7 @@ class QuantizedInput:
     note: str = ""
 
 
+@freed_memory_kept()
 def quantize_inputs(
     network: nn.Module, plan: Plan, statistics: Statistics, batches: CalibrationBatches
 ) -> list[QuantizedInput]:

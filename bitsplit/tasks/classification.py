@@ -13,6 +13,7 @@ from bitsplit.errors import InputError
 from bitsplit.networks.network import Network
 from bitsplit.progress import progress
 from bitsplit.settings import Layers
+from bitsplit.statistics.memory import freed_memory_kept
 from bitsplit.tasks.predictions import Predictions, kept_predictions
 
 EVALUATION_PIXELS = 2**20  # a batch, so that one layer's feature maps stay in a CPU's cache
@@ -69,6 +70,7 @@ class Classification:
         preprocessing = self.network.preprocessing
         return self.data.validation(preprocessing, EVALUATION_PIXELS // preprocessing.crop**2)
 
+    @freed_memory_kept()
     @torch.inference_mode()
     def _predict(self, module: nn.Module, what: str) -> Predictions:
         batches = self._validation

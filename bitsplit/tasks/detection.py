@@ -22,6 +22,7 @@ from bitsplit.errors import InputError
 from bitsplit.networks.detectors import DetectorModule, DetectorNetwork, quiet
 from bitsplit.progress import progress
 from bitsplit.settings import Layers
+from bitsplit.statistics.memory import freed_memory_kept
 
 IMAGES = 8  # a batch of the evaluation
 # Calibration batches hold no more pixels than 64 of ImageNet's crops.
@@ -89,6 +90,7 @@ class Detection:
         precisions = {f"{kind}_{name}": value for kind, numbers in values.items() for name, value in numbers.items()}
         return precisions | {"images": len(self._validation), "skipped": 0}
 
+    @freed_memory_kept()
     @torch.inference_mode()
     def predict(self, module: DetectorModule, folder: Path, what: str) -> dict[str, Path]:
         """Detections on the validation scenes as COCO's result files in `folder`, by kind: "bbox", and "segm" where the
