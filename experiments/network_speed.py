@@ -23,6 +23,7 @@ from bitsplit.runs.experiment import Run
 from bitsplit.settings import Calibration, Settings
 from bitsplit.solver.bitsplit import solve
 from bitsplit.statistics.batches import CalibrationBatches
+from bitsplit.statistics.memory import freed_memory_kept
 from bitsplit.tasks.classification import Classification
 from bitsplit.tasks.detection import Detection
 from bitsplit.vision import torchvision
@@ -81,8 +82,9 @@ def measure_speed(subject: Subject, algorithms: Iterable[str]) -> Speed:
         some = CalibrationBatches(batches[:count], network)
         ptq.measure_statistics(network, Plan.of(network, some, methods.named("bitsplit"), settings), some)
 
-    evaluation = seconds_of(lambda: forward(network, [images]), device)
-    batch_norm = seconds_of(lambda: measure_batch_norm(network, [images], 1), device)
+    with freed_memory_kept():  # as in a run
+        evaluation = seconds_of(lambda: forward(network, [images]), device)
+        batch_norm = seconds_of(lambda: measure_batch_norm(network, [images], 1), device)
     fixed, slope = fixed_and_slope(statistics, 1, 2, device)
     return Speed(
         evaluation=evaluation / len(images) + subject.reading,
