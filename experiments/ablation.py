@@ -9,6 +9,7 @@ Writes:   one file a cell into the folder ablation beside the data's records, no
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pandas
 from hydra import compose
@@ -30,13 +31,22 @@ from bitsplit.runs.provenance import provenance
 from bitsplit.settings import FLOAT_BITS
 
 BITS = ((3, FLOAT_BITS), (4, 4), (3, 3), (2, 4))  # (wbits, abits)
-ORDER_ALONE = {"folded": False, "shortcuts": False}
+
+
+class OneScale(BitSplitPlus):
+    """Plus with one scale for all channels of an input, and so with none moved into the weights."""
+
+    __module__ = BitSplitPlus.__module__  # whose name is the method's
+    folded: ClassVar[bool] = False
+    calibrate_activations = BitSplit.calibrate_activations
+
+
 # By row: the method it is made of, what differs in its class, in its fields, and in the command line's settings.
 ROWS = {
     "bit-split": (BitSplit, {}, {}, ()),
     "bit-split, lattice": (BitSplitLattice, {}, {}, ()),
-    "+ order, λ and damping": (BitSplitPlus, ORDER_ALONE, {"symmetric_inputs": True}, ()),
-    "+ shortcuts": (BitSplitPlus, {"folded": False}, {"symmetric_inputs": True}, ()),
+    "+ order, λ and damping": (OneScale, {"shortcuts": False}, {"symmetric_inputs": True}, ()),
+    "+ shortcuts": (OneScale, {}, {"symmetric_inputs": True}, ()),
     "+ scales by channel": (BitSplitPlus, {}, {"symmetric_inputs": True}, ()),
     "+ zero points: plus": (BitSplitPlus, {}, {}, ()),
     "plus without the lattice": (BitSplitPlus, {"algorithm": "planes"}, {}, ()),
@@ -44,7 +54,7 @@ ROWS = {
     "plus, λ = 0": (BitSplitPlus, {}, {"compensation": 0.0}, ()),
     "plus, λ = 1": (BitSplitPlus, {}, {"compensation": 1.0}, ()),
     "plus without shortcuts": (BitSplitPlus, {"shortcuts": False}, {}, ()),
-    "plus without scales by channel": (BitSplitPlus, {"folded": False}, {}, ()),
+    "plus without scales by channel": (OneScale, {}, {}, ()),
     "plus, re-estimated after": (BitSplitPlus, {}, {}, ("batch_norm.mode=reestimate",)),
     "plus, a quarter of the images": (BitSplitPlus, {}, {}, ("calibration.lockstep_batches=16",)),
 }
