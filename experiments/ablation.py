@@ -60,12 +60,17 @@ ROWS = {
 }
 
 
+def row_method(row: str) -> BitSplit:
+    base, attributes, values, _ = ROWS[row]
+    return type(base.__name__, (base,), {"__module__": base.__module__, **attributes})(**values)
+
+
 def cells(model: str, rows: list[str], seeds: list[int], keys: list[str], results: Path) -> Iterator[dict]:
     """The cells of one network, from their files where these are of the same configuration."""
     jobs = [(row, *bits, seed) for seed in seeds for row in rows for bits in BITS]
     for row, wbits, abits, seed in progress(jobs, model):
-        base, attributes, values, settings = ROWS[row]
-        method = type(base.__name__, (base,), {"__module__": base.__module__, **attributes})(**values)
+        _, attributes, values, settings = ROWS[row]
+        method = row_method(row)
         overrides = [
             f"model={model}",
             f"wbits={wbits}",
