@@ -211,6 +211,7 @@ def _norms_as_refitted(network: nn.Module, settings: BatchNorm) -> AbstractConte
     return nullcontext() if settings.mode == "none" else norms_in_training(network, settings.momentum)
 
 
+@freed_memory_kept()
 def refine(
     model: nn.Module,
     network: nn.Module,
