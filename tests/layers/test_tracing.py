@@ -72,6 +72,7 @@ def test_the_compiler_writes_code_around_the_operator():
     channels = TEST.shape[1]
     few = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())  # it takes seconds a layer
     qmodel = bitsplit.quantize(few.eval(), BATCHES, 4, 4, "tflite", settings=SMALL)
+    assert any(isinstance(module, InputQuantizer) for module in qmodel.modules())
     torch.compiler.reset()
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(qmodel)(TEST), outputs(qmodel))
