@@ -165,7 +165,7 @@ class Layers:
 
     def __post_init__(self) -> None:
         pairs = self.bits.items() if isinstance(self.bits, Mapping) else self.bits
-        object.__setattr__(self, "bits", tuple((pattern, _bit_pair(pattern, pair)) for pattern, pair in pairs))
+        object.__setattr__(self, "bits", tuple((str(pattern), _bit_pair(pattern, pair)) for pattern, pair in pairs))
 
 
 def _bit_pair(pattern: str, pair: object) -> tuple[int, int]:

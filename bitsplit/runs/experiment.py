@@ -55,8 +55,9 @@ class Run:
         settings = decided(settings, method, available)
         settings = dataclasses.replace(settings, layers=dataclasses.replace(layers, bits=settings.layers.bits))
         prescribed = BatchNorm().decided(method.batch_norm, available)
-        variant = "-".join(filter(None, [bench.task.network.variant, _variant(method, settings, prescribed)]))
-        names = (bench.task.data.name, bench.task.network.name, method.name)
+        network, data = bench.task.network, bench.task.data
+        variant = "-".join(filter(None, [network.variant, _variant(method, settings, prescribed, data)]))
+        names = (data.name, network.name, method.name)
         bits = settings.bits
         path = record.run_path(results_folder(config), *names, bits.wbits, bits.abits, settings.seed, variant)
         return cls(bench, method, settings, variant, device, path)
@@ -74,11 +75,22 @@ class Run:
         }
 
     def existing_record(self, force: bool | float = False) -> dict | None:
-        """The record of this very configuration, if there is one; with `force` none, or none older than that time."""
-        there = record.read(self.path)
-        if there is None or there["config_hash"] != record.config_hash(self.identity):
+        """The record of this very configuration, if there is one; with `force` none, or none older than that time.
+
+        Raises InputError where the record in its place is of other images or weights, and would be lost.
+        """
+        there, identity = record.read(self.path), self.identity
+        if there is None or (force and (force == 1 or self.path.stat().st_mtime < force)):
             return None
-        return None if force and (force is True or self.path.stat().st_mtime < force) else there
+        if there["config_hash"] == record.config_hash(identity):
+            return there
+        parts = {"data": "images or preprocessing", "model": "weights"}
+        if others := [what for part, what in parts.items() if there["config"][part] != identity[part]]:
+            raise InputError(
+                f"{self.path} is a record of other {' and other '.join(others)}; keep both with results=FOLDER, or "
+                "replace it with force=true"
+            )
+        return None
 
 
 def _bench(config: DictConfig, settings: Settings, device: str) -> Bench:
@@ -115,7 +127,8 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
     provenance.commit()  # asked before the run: the tree may change while it lasts
     products = wanted_products(config)
     this, cache = Run.of(config), _cache_of(config)
-    if not products and (there := this.existing_record(config.force)):
+    there = this.existing_record(config.force)
+    if there and not products:
         return there, this.path, False
 
     check_writable(this.path.parent, "give another folder with results=FOLDER")  # before hours of computing
@@ -232,9 +245,14 @@ def _cache_of(config: DictConfig) -> Cache:
     return Cache(**values)
 
 
-def _variant(method: Method, settings: Settings, prescribed: BatchNorm) -> str:
-    """Names what differs from the method's own settings, "" for nothing, so that variants have files of their own."""
+def _variant(method: Method, settings: Settings, prescribed: BatchNorm, data: object) -> str:
+    """Names what differs from the whole data and the method's own settings, "" for nothing, so that variants have files
+    of their own. Images that are prescaled differ by their folder."""
+    usual = dataclasses.replace(
+        type(data)(), **{key: getattr(data, key) for key in ("root", "resize") if hasattr(data, key)}
+    )
     groups = {
+        "data": (data, usual),
         "bits": (settings.bits, _prescribed_bits(method, settings)),
         "calibration": (settings.calibration, Calibration()),
         "batch_norm": (settings.batch_norm, prescribed),

@@ -41,6 +41,8 @@ def wanted_products(config: DictConfig) -> dict[str, Path]:
     """The files that a configuration asks for, by their keys; InputError for one that could not be written."""
     wanted = {key: file_in(config, key) for key in PRODUCTS if config[key] is not None}
     for key, path in wanted.items():
+        if twice := [other for other in wanted if other != key and wanted[other].resolve() == path.resolve()]:
+            raise InputError(f"{key} and {twice[0]} are both to be {path}; give each a file of its own")
         if path.is_dir():
             raise InputError(f"{key}={path} is a folder; give the name of a file in it")
         check_writable(path.parent, f"give another place with {key}=FILE")

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -43,8 +44,9 @@ _outcomes: Path | None = None  # of the sweep whose cell this process runs
 def expand(config: DictConfig) -> list[list[str]]:
     """The overrides of every cell of a sweep, in Hydra's order: the first parameter changes slowest."""
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    choices = {}
-    for override in OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task]):
+    choices, hydra = {}, GlobalHydra.instance()
+    loader = hydra.config_loader() if hydra.is_initialized() else None  # which glob(*) asks for what there is
+    for override in OverridesParser.create(loader).parse_overrides([*params, *config.hydra.overrides.task]):
         key = override.get_key_element()
         swept = override.is_discrete_sweep() and override.is_sweep_override()
         values = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
@@ -192,7 +194,7 @@ def _cells_to_run(config: DictConfig) -> tuple[list[list[str]], Path]:
     check_writable(results, "give another folder with results=FOLDER")
     check_writable(Path(config.hydra.sweep.dir), "give another folder with hydra.sweep.dir=FOLDER")
     cells = expand(config)
-    if config.force is not True and not any(missing(config)):
+    if config.force != 1 and not any(missing(config)):
         print(f"all {len(cells)} cells have a record; force=true runs them again")
         sys.exit(0)
     return cells, results
