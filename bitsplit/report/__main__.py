@@ -1,6 +1,7 @@
 """The command line: python -m bitsplit.report [table|figures] [data], or compare FIRST SECOND."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def main() -> int:
         help="this data set only, for example glyphs or imagenet; of compare: two files of results/<data>/runs",
     )
     parser.add_argument("--results", type=user_path, default=Path("results"), help="folder of the records")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         if arguments.what == "compare":
             if len(arguments.of) != 2:
@@ -51,7 +52,9 @@ def main() -> int:
 def write_report(what: str | None, data: str, results: Path) -> list[str]:
     """Writes what was asked for; returns what to print. "imagenet" stands for "imagenet_500" too."""
     names = sorted(path.parent.name for path in results.glob("*/runs"))
-    data_sets = [read_records(results, name) for name in names if not data or f"{name}_".startswith(f"{data}_")]
+    data_sets = [
+        read_records(results, name) for name in names if not data or re.fullmatch(rf"{re.escape(data)}(_\d+)?", name)
+    ]
     if not any(records.runs for records in data_sets):
         raise InputError(f"no records of {data or 'any data set'} in {results}; run cells first")
     if what == "figures":

@@ -74,15 +74,36 @@ def compare(first: Path, second: Path) -> str:
     Raises InputError for what is no record, does not say what `compare` needs, or was measured on other images.
     """
     runs = [_comparable(path) for path in (first, second)]
-    places = [(run["data"]["name"], run["data"]["title"], run["metrics"]["quantized"]["skipped"]) for run in runs]
-    if places[0] != places[1]:
-        raise InputError(f"the records are of different images: {places[0][1]}, and {places[1][1]}")
-    networks = {_title(run): run["metrics"]["quantized"] for run in runs}
-    networks |= {f"{model_title(run['model'])} in floating point": run["metrics"]["fp32"] for run in runs}
-    titles = list(networks)
-    pairs = [(titles[0], other) for other in titles[1:]] + [(titles[1], other) for other in titles[2:]]
+    _check_same_images(*runs)
+    titles = [_title(run) for run in runs]
+    if titles[0] == titles[1]:
+        titles = [f"{title} ({path})" for title, path in zip(titles, (first, second), strict=True)]
+    references = [f"{model_title(run['model'])} in floating point" for run in runs]
+    if runs[0]["weights"]["sha256"] != runs[1]["weights"]["sha256"] and references[0] == references[1]:
+        references = [
+            f"{name}, weights {run['weights']['sha256'][:8]}" for name, run in zip(references, runs, strict=True)
+        ]
+    networks = {title: run["metrics"]["quantized"] for title, run in zip(titles, runs, strict=True)}
+    networks |= {name: run["metrics"]["fp32"] for name, run in zip(references, runs, strict=True)}
+    pairs = [tuple(titles), *zip(titles, references, strict=True)]
     compared = _accuracies if "correct" in networks[titles[0]] else _precisions
     return "\n".join([runs[0]["data"]["title"], *compared(networks, pairs)])
+
+
+def _check_same_images(first: dict, second: dict) -> None:
+    """InputError where two records are of other images, or of the same ones otherwise prepared."""
+    calibrated_alike = all(first["config"][key] == second["config"][key] for key in ("seed", "calibration"))
+    facts = []
+    for run in (first, second):
+        data = dict(run["config"]["data"])
+        files = data.pop("files")  # of calibration and validation in one digest
+        names = run["data"]["name"], run["data"]["title"]
+        facts.append((data, names, files if calibrated_alike else None, run["metrics"]["quantized"]["skipped"]))
+    if facts[0] != facts[1]:
+        raise InputError(
+            f"the records are of different images: {first['data']['title']}, and {second['data']['title']}"
+            + (", of other files or otherwise prepared" if first["data"]["title"] == second["data"]["title"] else "")
+        )
 
 
 def _comparable(path: Path) -> dict:
