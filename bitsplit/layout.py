@@ -26,14 +26,27 @@ def grouped_weight(layer: nn.Module) -> Tensor:
     return grouped(layer.weight.detach(), layer).contiguous()
 
 
+def by_column(values: Tensor, rows: Tensor) -> Tensor:
+    """Values by input channel (C, ...) at the columns (G, 1, N) of rows (G, K, N), weights or patches; a scalar as it
+    is."""
+    if not values.dim():
+        return values
+    taps = rows.shape[0] * rows.shape[2] // values.numel()
+    return values.flatten().repeat_interleave(taps).reshape(rows.shape[0], 1, -1)
+
+
 def weighted_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Convolutions, transposed ones and linear layers by name, subclasses included.
 
-    Modules that share a weight are one layer. A module whose weight is computed from other parameters
-    (`torch.nn.utils.parametrizations`) is none.
+    Modules that share a weight are one layer, or none where it has other rows in one than in another. A module whose
+    weight is computed from other parameters (`torch.nn.utils.parametrizations`) is none.
     """
-    layers: dict[int, tuple[str, nn.Module]] = {}
+    sharing: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in network.named_modules():
         if isinstance(module, WEIGHTED) and "weight" in module._parameters:
-            layers.setdefault(id(module.weight), (name, module))
-    return dict(layers.values())
+            sharing.setdefault(id(module.weight), []).append((name, module))
+    return dict(layers[0] for layers in sharing.values() if len({_row_order(module) for _, module in layers}) == 1)
+
+
+def _row_order(layer: nn.Module) -> tuple[bool, int]:
+    return isinstance(layer, nn.ConvTranspose2d), getattr(layer, "groups", 1)

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from bitsplit.errors import InputError
+from bitsplit.layers.checks import check_wrapped
 from bitsplit.layout import weighted_layers
 from bitsplit.methods.base import Method
 from bitsplit.settings import FLOAT_BITS, Layers, Settings
@@ -48,10 +49,12 @@ class Plan:
     ) -> "Plan":
         """`reads` where they have been measured already. Raises InputError where no layer is called, or a name or
         pattern in the settings fits none."""
-        settings = decided(settings, method, len(batches))
+        settings = decided(settings, method, batches.whole)
         check_names(network, settings.layers)
         if reads is None:
-            reads = measure_reads(network, batches.first_piece())
+            images = batches.first_piece()
+            check_wrapped(network, images[:2])
+            reads = measure_reads(network, images)
         if not reads:
             raise InputError(_nothing_to_quantize(network))
         uncalled = [name for name in weighted_layers(network) if name not in reads]
@@ -102,7 +105,7 @@ def _layer_plans(names: list[str], reads: dict[str, LayerReads], settings: Setti
         for pattern, pair in layers.bits:
             if fnmatchcase(name, pattern):
                 wbits, abits = pair
-        if name in reads and reads[name].tensors == image:
+        if name in reads and (reads[name].tensors == image or not reads[name].plain):
             abits = FLOAT_BITS
         plans[name] = LayerPlan(role, *((FLOAT_BITS, FLOAT_BITS) if name in untouched else (wbits, abits)))
     return plans

@@ -110,11 +110,11 @@ def quantize(
     method = methods.named(method) if isinstance(method, str) else _checked(method, Method, "method")
     known = known or Known()
     network = evaluation_copy(model)
-    batches = CalibrationBatches(calibration, network)
+    batches = CalibrationBatches(calibration, network, settings.calibration.batch_size)
     if settings.floating_point:
         check_names(network, settings.layers)
         network.report, network.seconds = float_report(network), {}
-        network.configuration = _configuration(method, decided(settings, method, len(batches)))
+        network.configuration = _configuration(method, decided(settings, method, batches.whole))
         attach_views(network)
         return network
 
@@ -139,7 +139,7 @@ def _in_parallel(
         errors = weight_errors(network, plan, statistics)
         statistics = statistics.without_moments()  # VGG-16's take 3 GB, and so does the forward of a whole batch
         return_freed()
-    with timed(seconds, "activations"), _norms_as_refitted(network, plan.settings.batch_norm):
+    with timed(seconds, "activations"), _norms_as_refitted(network, plan.settings.batch_norm, batches):
         inputs = quantize_inputs(network, plan, statistics, batches)
     if plan.method.refine:
         with timed(seconds, "refinement"):
@@ -205,10 +205,11 @@ def apply_weights(network: nn.Module, plan: Plan, weights: Weights) -> dict[str,
     }
 
 
-def _norms_as_refitted(network: nn.Module, settings: BatchNorm) -> AbstractContextManager:
+def _norms_as_refitted(network: nn.Module, settings: BatchNorm, batches: CalibrationBatches) -> AbstractContextManager:
     """Batch-norm normalises by the batch, as the published code has it when it samples activations, where its
-    statistics will be refitted; they do not fit the integer weights yet."""
-    return nullcontext() if settings.mode == "none" else norms_in_training(network, settings.momentum)
+    statistics will be refitted, which do not fit the integer weights yet; but not by small ones."""
+    refitted = settings.mode != "none" and not batches.small
+    return norms_in_training(network, settings.momentum) if refitted else nullcontext()
 
 
 @freed_memory_kept()
@@ -247,10 +248,11 @@ def refit(network: nn.Module, plan: Plan, batches: CalibrationBatches, norms: Fl
 
 
 @freed_memory_kept()
-def reestimated(model: nn.Module, calibration: Iterable, settings: BatchNorm) -> nn.Module:
-    """The floating-point network with the batch-norm re-estimation that `quantize` applies to the quantized one."""
+def reestimated(model: nn.Module, calibration: Iterable, settings: BatchNorm, batch_size: int) -> nn.Module:
+    """The floating-point network with the batch-norm re-estimation that `quantize` applies to the quantized one, whose
+    settings count in batches of `batch_size`."""
     network = evaluation_copy(model)
-    batches = CalibrationBatches(calibration, network)
+    batches = CalibrationBatches(calibration, network, batch_size)
     total = batches.count(settings.batches)
     norms = measure_float_norms(network, settings, batches.first(total), total)
     refit_batch_norm(network, settings, batches.first(total), total, norms)

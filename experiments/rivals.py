@@ -144,7 +144,7 @@ def run_cells(ground: Ground, cells: list[Cell]) -> None:
     quantize = partial(quantized, rival, images=images, bits=bits, seed=ground.seed)
     if "before" in by_treatment:
         started = time.process_time()
-        result = quantize(ptq.reestimated(network, images, REESTIMATION))
+        result = quantize(ptq.reestimated(network, images, REESTIMATION, len(images[0])))
         _write(ground, by_treatment["before"], result, time.process_time() - started)
     if not {"none", "after"} & by_treatment.keys():
         return

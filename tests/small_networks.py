@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from bitsplit import methods, ptq
 from bitsplit.layers.batch_norm import reestimate_batch_norm
@@ -15,7 +15,7 @@ from bitsplit.plan import Plan
 from bitsplit.settings import BatchNorm, Calibration, Settings
 from bitsplit.statistics.batches import CalibrationBatches
 
-SMALL = Settings(calibration=Calibration(patches=800, samples=20_000))
+SMALL = Settings(calibration=Calibration(batch_size=8, patches=800, samples=20_000))
 NO_NORM = Settings(calibration=SMALL.calibration, batch_norm=BatchNorm(mode="none"))
 QUICK = {"lapq": LAPQ(images=16, evaluations=15), "tensorrt": TensorRT(bins=512)}
 EVERY = [QUICK.get(name) or methods.named(name) for name in methods.names()]
@@ -167,3 +167,10 @@ def assert_finite(network, x=TEST):
     assert outputs(network, x).isfinite().all()
     assert all(value.isfinite().all() for value in network.state_dict().values())
     assert np.isfinite(network.report[["relative_error", "input_error"]].to_numpy(dtype=float)).all()
+
+
+def error_of(network: nn.Module, quantized: nn.Module, images: Tensor) -> float:
+    """‖y − ŷ‖² / ‖y − ȳ‖² of the outputs."""
+    with torch.no_grad():
+        y, found = network(images), quantized(images)
+    return ((found - y).square().sum() / (y - y.mean(dim=0)).square().sum()).item()

@@ -50,7 +50,7 @@ def bits_of(quantized):
 def planned(network, method="bitsplit", batches=BATCHES, **settings):
     network = ptq.evaluation_copy(network)
     settings = dataclasses.replace(SMALL, bits=Bits(4, 3), **settings)
-    return Plan.of(network, CalibrationBatches(batches, network), methods.named(method), settings)
+    return Plan.of(network, CalibrationBatches(batches, network, 8), methods.named(method), settings)
 
 
 def quantized_with(network, layers=None, bits=None):

@@ -14,6 +14,9 @@ from bitsplit.layers.inputs import CallQuantizers
 from bitsplit.progress import progress
 from bitsplit.settings import BatchNorm
 
+# Of a channel's variance: rounding has left less of it, and dividing by that would enlarge what is there by chance.
+_SILENCED = 1e-2
+
 BatchNormStatistics = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -72,7 +75,8 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], total: 
     with norms_in_training(network, momentum):
         if momentum is None:
             for norm in batch_norms(network).values():
-                norm.reset_running_stats()
+                if norm.training:  # a frozen one, whose `train` does nothing, goes on using its own
+                    norm.reset_running_stats()
         for images in progress(batches, "batch-norm", total=total):
             with contextlib.suppress(_NormsDone), cut:
                 network(images)
@@ -161,10 +165,9 @@ def shifted_batch_norm(
     Means move by the difference, variances by the ratio, which keeps them positive. Images that differ from the
     training set's (few, or compressed again) so cannot pull the statistics away by themselves.
     """
-    return {
-        name: (
-            mean + quantized[name][0] - floating_point[name][0],
-            variance * (quantized[name][1] + 1e-12) / (floating_point[name][1] + 1e-12),
-        )
-        for name, (mean, variance) in trained.items()
-    }
+    shifted = {}
+    for name, (mean, variance) in trained.items():
+        ratio = (quantized[name][1] + 1e-12) / (floating_point[name][1] + 1e-12)
+        ratio = torch.where(ratio < _SILENCED, 1, ratio)
+        shifted[name] = mean + quantized[name][0] - floating_point[name][0], variance * ratio
+    return shifted

@@ -3,11 +3,15 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bitsplit.errors import InputError
-from bitsplit.layers.quantized import QuantizedLayer
-from bitsplit.layout import WEIGHTED
+from bitsplit.layers.quantized import QuantizedLayer, wrap_layer
+from bitsplit.layout import WEIGHTED, weighted_layers
+
+# What `quantize` gives its result.
+_OWN_NAMES = ("report", "seconds", "configuration", "lockstep_images", "summary", "to_html")
 
 
 def evaluation_copy(model: nn.Module) -> nn.Module:
@@ -15,11 +19,18 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
     check_network(model)
     try:
         network = copy.deepcopy(model).eval()
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(
             "the network cannot be copied, as with weight_norm or pruning in place: make these permanent first "
-            f"(torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove); torch says: {error}"
+            "(torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove), and take locks, open files and the like "
+            f"out of it; Python says: {error}"
         ) from error
+    for module in network.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # its fast path would read weights past the quantizers of their inputs
+        for name, buffer in module._buffers.items():
+            if buffer is not None and 0 in buffer.stride():  # an expanded one, into which nothing can be loaded
+                module._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
     # A lone layer needs a parent in which it can be replaced.
     return nn.Sequential(network) if isinstance(network, WEIGHTED) else network
 
@@ -34,8 +45,41 @@ def check_network(model: object) -> None:
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, QuantizedLayer) for module in model.modules()):
         raise InputError("the network is quantized already: start from the floating-point one")
+    result = all(name in vars(model) for name in ("report", "configuration"))  # of `quantize`, in floating point
+    if not result and (taken := [name for name in _OWN_NAMES if hasattr(model, name)]):
+        raise InputError(f"the network has a {taken[0]} of its own, a name that the result needs: wrap it in a module")
+    for name, module in model.named_modules():
+        inside = [part for part, child in module.named_modules() if child is not module and isinstance(child, WEIGHTED)]
+        if isinstance(module, WEIGHTED) and inside:
+            raise InputError(f"{name} is a layer with others inside ({inside[0]}), as adapters have: merge them first")
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise InputError(f"{name} is on the device meta and has no values: load the weights first")
         if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
             raise InputError(f"{name} is in {str(parameter.dtype).removeprefix('torch.')}: quantize model.float()")
+
+
+@torch.no_grad()
+def check_wrapped(network: nn.Module, images: Tensor) -> None:
+    """InputError where the network computes something else once its layers are wrapped, though nothing is quantized: a
+    forward that asks them for their type goes another way then."""
+    tensors = (*network.parameters(), *network.buffers())
+    wrapped = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    for layer in weighted_layers(wrapped).values():
+        wrap_layer(wrapped, layer)
+    outputs = []
+    for module in (network, wrapped):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # for networks that draw
+            outputs.append([leaf for leaf in tree_leaves(module(images.clone())) if isinstance(leaf, Tensor)])
+    if len(outputs[0]) != len(outputs[1]) or not all(map(_alike, *outputs)):
+        raise InputError(
+            "the network computes something else once its layers are wrapped; where its forward asks for their type, "
+            "isinstance(layer, nn.Conv2d) say, ask in __init__ or for hasattr(layer, 'weight') instead"
+        )
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or not one.is_floating_point():
+        return torch.equal(one, other)
+    return torch.allclose(one, other, equal_nan=True)

@@ -1,5 +1,6 @@
 """Quantizers of what a layer reads: one scale for a tensor, one for each channel, or one for each call."""
 
+import threading
 from collections.abc import Iterable
 
 import numba
@@ -54,14 +55,14 @@ class InputQuantizer(nn.Module):
             return self.rounded(x)
         if x.device.type == "cpu" and x.dtype == torch.float32 and self.scale.dim() == 0 and not x.requires_grad:
             values = torch.ops.bitsplit.fake_quantize(x, self.scale, self.grid.low, self.grid.high)
-            return x.copy_(values) if self.in_place else values
+            return x.copy_(values) if self.in_place and _has_places(x) else values
         return self.rounded(x)
 
     def rounded(self, x: Tensor) -> Tensor:
         """What `forward` gives, by torch's own operations, which several threads may run at once."""
         grid = self.grid
         codes = grid.quantize(x, self.scale)
-        if self.in_place:
+        if self.in_place and _has_places(x):
             x.copy_(codes * self.scale)
         # Scales by channel are in single precision and would take a half-precision input with them.
         return codes.mul_(self.step).to(x.dtype)
@@ -70,6 +71,11 @@ class InputQuantizer(nn.Module):
         bits = f"mean {self.bits.mean().item():.3g}" if isinstance(self.bits, Tensor) else self.bits
         scale = f"{self.scale.item():.4g}" if self.scale.numel() == 1 else f"{self.scale.numel()} channels"
         return f"bits={bits}, signed={self.signed}, scale={scale}"
+
+
+def _has_places(x: Tensor) -> bool:
+    """Whether each value has a place of its own; in a tensor that was expanded one stands for many."""
+    return isinstance(x, Proxy) or 0 not in x.stride()
 
 
 class CallQuantizers(nn.ModuleList):
@@ -85,15 +91,17 @@ class CallQuantizers(nn.ModuleList):
         self.restart()
 
     def restart(self) -> None:
-        self._call = 0
+        self._calls: dict[int, int] = {}  # by thread: several may run the network at once
 
     def train(self, mode: bool = True) -> "CallQuantizers":
         self.restart()
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        quantizer, self._call = self[self._call], (self._call + 1) % len(self)
-        return quantizer(x)
+        thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
+        call = self._calls.get(thread, 0)
+        self._calls[thread] = (call + 1) % len(self)
+        return self[call](x)
 
 
 def fake_quantize(values: Tensor, scale: float, low: int, high: int) -> Tensor:

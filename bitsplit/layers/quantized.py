@@ -26,6 +26,7 @@ class QuantizedLayer(nn.Module):
         self.layer = layer
         self.wbits = FLOAT_BITS
         self.input_quantizer: InputQuantizer | CallQuantizers | None = None
+        self.__dict__["lender"] = None  # the layer, no child of this one, whose weight this one reads too
 
     def put(self, wbits: int, codes: Tensor, scale: Tensor, offset: Tensor | None = None) -> None:
         """Makes the weights integers of `wbits` bits, or replaces them: codes (G, M, N), scale and offset (G, M)."""
@@ -54,10 +55,21 @@ class QuantizedLayer(nn.Module):
         if self.codes is not None:  # the dequantized weight is not part of the state
             self._dequantize()
 
-    def forward(self, x: Tensor, *args, **kwargs):
+    def borrow(self, lender: "QuantizedLayer") -> None:
+        """Reads the dequantized weight of `lender` from now on."""
+        self.__dict__["lender"] = lender
+        self.layer.weight = lender.layer.weight
+
+    def _apply(self, *arguments, **options) -> "QuantizedLayer":
+        super()._apply(*arguments, **options)
+        if self.lender is not None:  # which stands before it in the network, and has been moved
+            self.layer.weight = self.lender.layer.weight
+        return self
+
+    def forward(self, input: Tensor, *args, **kwargs):
         if self.input_quantizer is not None:
-            x = self.input_quantizer(x)
-        return self.layer(x, *args, **kwargs)
+            input = self.input_quantizer(input)
+        return self.layer(input, *args, **kwargs)
 
     def extra_repr(self) -> str:
         shape = f"weight={tuple(self.layer.weight.shape)}"
@@ -99,7 +111,7 @@ def put_weights(
     for wrapper in wrappers:
         wrapper.put(wbits, codes, scale, offset)
     for wrapper in wrappers[1:]:
-        wrapper.layer.weight = wrappers[0].layer.weight
+        wrapper.borrow(wrappers[0])
     return wrappers
 
 

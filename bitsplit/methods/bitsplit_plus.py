@@ -10,11 +10,12 @@ from torch import Tensor
 
 from bitsplit.errors import InputError
 from bitsplit.grid import Grid
+from bitsplit.layout import by_column
 from bitsplit.methods.base import Codes
 from bitsplit.methods.bitsplit import BitSplit
 from bitsplit.methods.bitsplit_per_channel import BitSplitPerChannel
 from bitsplit.statistics.moments import LayerStats
-from bitsplit.statistics.paired import by_column, compensating
+from bitsplit.statistics.paired import compensating
 from bitsplit.statistics.samples import InputSamples
 
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # e, of a channel's own scale

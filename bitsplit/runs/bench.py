@@ -77,7 +77,7 @@ class Bench:
     def known(self, method: Method, settings: Settings) -> ptq.Known:
         """All that `ptq.quantize` needs but the activations, computed where it is not there yet."""
         network = ptq.evaluation_copy(self.task.module)
-        batches = CalibrationBatches(self.calibration, network)
+        batches = CalibrationBatches(self.calibration, network, self._settings.calibration.batch_size)
         plan = Plan.of(network, batches, method, settings, self._reads)
         self._reads = plan.reads
         if method.order == "sequential":  # nothing else is the same for two of them
@@ -114,7 +114,8 @@ class Bench:
             return self.float_metrics
 
         def evaluate() -> dict:
-            network = ptq.reestimated(self.task.module, self.calibration, settings)
+            size = self._settings.calibration.batch_size
+            network = ptq.reestimated(self.task.module, self.calibration, settings, size)
             return self.task.evaluate(network, "fp32_bn")
 
         if settings not in self._reestimated:

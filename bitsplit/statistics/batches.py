@@ -1,37 +1,61 @@
 """Calibration images as often as they are needed, in batches and in pieces of them."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from bitsplit.errors import InputError
+from bitsplit.settings import Calibration
 
 _PIECE_PIXELS = 2**20
+_LEAST_BATCH = 16  # images; with 8, activation scales from batches normalised by themselves cost several times as much
 
 
 class CalibrationBatches:
     """Calibration images as often as they are needed, labels dropped, where and how the network's weights lie.
 
     `source` yields batches (N, C, H, W) or (images, anything). A source that can be read only once, or whose length is
-    unknown, is kept in memory. Raises InputError where there is no batch.
+    unknown, is kept in memory. What settings count in batches are batches of `batch_size` images: of smaller ones more
+    are read. Raises InputError where there is no batch.
     """
 
-    def __init__(self, source: Iterable, network: nn.Module):
-        if not isinstance(source, Iterable):
-            raise InputError(f"calibration must be an iterable of image batches, got {type(source).__name__}")
-        repeatable = hasattr(source, "__len__") and iter(source) is not source
-        self._source = source if repeatable else list(source)
+    def __init__(self, source: Iterable, network: nn.Module, batch_size: int = Calibration().batch_size):
+        if not isinstance(source, Iterable) or isinstance(source, Tensor):
+            raise InputError(
+                f"calibration must be an iterable of image batches, a list say; got {type(source).__name__}"
+            )
+        self._source = source if _repeatable(source) else list(source)
         if len(self._source) == 0:
             raise InputError("calibration is empty: give at least one batch of images")
-        self._device, self._layout = _placement(network)
+        self._device, self._layout, self._dtype = _placement(network)
+        self._batch_size = getattr(source, "whole_batch", batch_size)
 
     def __len__(self) -> int:
         return len(self._source)
 
+    @cached_property
+    def own_size(self) -> int:
+        """Images in a batch as the source has it."""
+        said = getattr(self._source, "batch_size", None)
+        return said if isinstance(said, int) else len(next(self.first(1)))
+
+    @property
+    def small(self) -> bool:
+        """Whether a batch is too small for batch-norm statistics of its own."""
+        return self.own_size < min(_LEAST_BATCH, self._batch_size)
+
+    @property
+    def whole(self) -> int:
+        """How many batches of the settings' size the images make, a larger one counted as one; none of small ones."""
+        return 0 if self.small else len(self) * min(self.own_size, self._batch_size) // self._batch_size
+
     def count(self, limit: int) -> int:
-        return min(len(self), limit)
+        """How many of the source's batches to read where the settings say `limit`."""
+        return min(len(self), math.ceil(limit * max(1, self._batch_size / self.own_size)))
 
     def first_piece(self) -> Tensor:
         """So many of the first batch's images as `pieces` makes a piece of."""
@@ -54,17 +78,27 @@ class CalibrationBatches:
                 )
             layout = self._layout if images.dim() == 4 else torch.preserve_format
             # A copy, always: a network that normalises its input in place must not reach the caller's images.
-            yield images.to(self._device, memory_format=layout, copy=True)
+            yield images.to(self._device, self._dtype, memory_format=layout, copy=True)
         if empty:
             raise InputError("calibration gave no batch when it was read again: give a list of batches or a DataLoader")
 
 
-def _placement(network: nn.Module) -> tuple[torch.device, torch.memory_format]:
-    """The device and the memory layout of the network's weights, which its input should have too."""
+def _repeatable(source: Iterable) -> bool:
+    """Whether it can be read again, and knows its length: a DataLoader of a stream has none, but raises TypeError."""
+    try:
+        len(source)
+    except TypeError:
+        return False
+    return iter(source) is not source
+
+
+def _placement(network: nn.Module) -> tuple[torch.device, torch.memory_format, torch.dtype]:
+    """The device, the memory layout and the type of the network's weights, which its input should have too."""
     weights = [*network.parameters(), *network.buffers()]
     channels_last = any(w.dim() == 4 and not w.is_contiguous() for w in weights)
     device = weights[0].device if weights else torch.device("cpu")
-    return device, torch.channels_last if channels_last else torch.preserve_format
+    dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.get_default_dtype())
+    return device, torch.channels_last if channels_last else torch.preserve_format, dtype
 
 
 def pieces(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, float]]:

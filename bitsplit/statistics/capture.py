@@ -201,8 +201,9 @@ class LayerCalls(TorchFunctionMode):
     def _transposed(self, args, kwargs) -> Tensor | None:
         bound = {"stride": 1, "padding": 0, "groups": 1, "dilation": 1}
         bound |= dict(zip(_TRANSPOSED_ARGUMENTS, args, strict=False)) | kwargs
-        kernel, stride = bound["weight"].shape[-2:], _pair(bound["stride"])
-        if kernel[0] > stride[0] or kernel[1] > stride[1] or _pair(bound["padding"]) != (0, 0):
+        sizes = zip(bound["weight"].shape[-2:], _pair(bound["dilation"]), _pair(bound["stride"]), strict=True)
+        overlap = any(dilation * (kernel - 1) + 1 > stride for kernel, dilation, stride in sizes)
+        if overlap or _pair(bound["padding"]) != (0, 0):
             reason = "a transposed convolution whose outputs overlap or are cut, which is not supported"
             self._skip(bound["weight"], reason)
             return None
@@ -216,6 +217,8 @@ class LayerCalls(TorchFunctionMode):
 
     def _call(self, call: LayerCall) -> Tensor | None:
         name = self._names.get(id(call.weight))
+        if call.input.numel() == 0:
+            return None  # of regions, say, where none was found
         if name is None:
             self._skip(call.weight, "not the weight of a convolution or linear module")
         elif not any(module.weight is call.weight for module in self._running):

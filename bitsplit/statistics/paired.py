@@ -56,15 +56,6 @@ class PairedMoments:
         return (self.mean_output - self.mean_read @ weight.mT).flatten()
 
 
-def by_column(values: Tensor, rows: Tensor) -> Tensor:
-    """Values by input channel (C, ...) at the columns (G, 1, N) of rows (G, K, N), weights or patches; a scalar as it
-    is."""
-    if not values.dim():
-        return values
-    taps = rows.shape[0] * rows.shape[2] // values.numel()
-    return values.flatten().repeat_interleave(taps).reshape(rows.shape[0], 1, -1)
-
-
 def compensating(stats: LayerStats, weight: Tensor, share: float, damping: float) -> LayerStats:
     """Statistics whose minimiser makes up for a `share` of what was lost before the layer: the target W(X̂ + λ(X − X̂)).
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitsplit.layers.batch_norm import norms_by_mean
-from bitsplit.layout import weighted_layers
+from bitsplit.layout import WEIGHTED, by_column, grouped, ungrouped, weighted_layers
 from bitsplit.statistics.capture import LayerCall, NumberedCalls
 
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
@@ -31,28 +31,72 @@ class Shortcut:
 class LayerReads:
     """What one layer reads in a forward, call by call: a number for each tensor, the same for every layer that reads
     the very same one, and its size as a part of all that the layer reads; and what becomes of its output: whether
-    batch-norm reads it, and the shortcut that is added."""
+    batch-norm reads it, and the shortcut that is added. `plain`: whether its module does nothing with its input but
+    what `_is_plain` says."""
 
     tensors: tuple[int, ...]
     shares: tuple[float, ...]
     normalised: bool = False
     shortcut: Shortcut | None = None
+    plain: bool = True
 
 
 @torch.no_grad()
 def measure_reads(network: nn.Module, images: Tensor) -> dict[str, LayerReads]:
     """The reads of every layer that a forward of `images` calls, in the order of the first calls."""
+    special: dict[str, tuple[tuple, dict]] = {}  # what subclasses with a forward of their own are given
+    names = {module: name for name, module in weighted_layers(network).items() if not _has_torchs_forward(module)}
+
+    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        special[names[module]] = args, kwargs
+
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in names]
+    try:
+        network(images.clone())  # the first forward of all may make what later ones only use, and number tensors anew
+    finally:
+        for hook in hooks:
+            hook.remove()
     calls = _ReadCalls(network)
     with calls:
         network(images)
-    return calls.reads()
+    modules = {name: module for module, name in names.items()}
+    rewritten = {name for name, given in special.items() if not _is_plain(modules[name], *given)}
+    return {name: replace(reads, plain=name not in rewritten) for name, reads in calls.reads().items()}
+
+
+def _has_torchs_forward(layer: nn.Module) -> bool:
+    return any(type(layer).forward is kind.forward for kind in WEIGHTED)
+
+
+def _is_plain(layer: nn.Module, args: tuple, kwargs: dict) -> bool:
+    """Whether scales by channel can move from a layer's input x into its weight: where its forward pads x, but not
+    where it normalises it, adds it to the output or joins it to something else, which must see x as it is."""
+    args = args or (kwargs.pop("input"),)
+    x, others = args[0], args[1:]
+    channels = x.shape[-1 if isinstance(layer, nn.Linear) else -3]
+    scale = torch.where(torch.arange(channels, device=x.device) % 2 == 0, 2.0, 0.5).to(
+        x.dtype
+    )  # exact in every product
+    weight = grouped(layer.weight, layer)
+    if weight.shape[0] * weight.shape[-1] % channels:
+        return False
+    by_channel = scale.reshape(-1, *[1] * (0 if isinstance(layer, nn.Linear) else 2))
+    scaled = ungrouped(weight * by_column(scale, weight), layer)
+    before = layer(x.clone(), *others, **kwargs)
+    after = torch.func.functional_call(layer, {"weight": scaled}, (x / by_channel, *others), kwargs)
+    if not isinstance(before, Tensor) or not before.numel():
+        return False
+    return torch.allclose(before, after, rtol=1e-3, atol=1e-3 * before.abs().max().item(), equal_nan=True)
 
 
 class _ReadCalls(NumberedCalls):
     """Also follows the layers' outputs to the batch-norm and the addition behind them."""
 
     def __init__(self, network: nn.Module):
-        super().__init__(network, weighted_layers(network), self._record)
+        layers = weighted_layers(network)
+        super().__init__(network, layers, self._record)
+        # Each place that one of these reads has outputs in several places, and a shortcut in none of its own.
+        self._spreading = {name for name, layer in layers.items() if isinstance(layer, nn.ConvTranspose2d)}
         self._recorder = ReadRecorder()
         self._norm_names = norms_by_mean(network)
         self._called: str | None = None
@@ -72,7 +116,8 @@ class _ReadCalls(NumberedCalls):
         elif func is F.batch_norm and len(args) > 1:
             _, layer, _ = self._origin(args[0])
             norm = self._norm_names.get(id(args[1]))
-            self._normalised |= {layer} - {None}
+            if norm or args[1] is None:  # its mean moves; a frozen one's stays
+                self._normalised |= {layer} - {None}
         elif getattr(func, "__name__", "") in _ADDITIONS and len(args) == 2:
             self._add(*args)
         self._called = None
@@ -85,7 +130,7 @@ class _ReadCalls(NumberedCalls):
         for one, other in (operands, operands[::-1]):
             _, layer, norm = self._origin(one)
             number, _, _ = self._origin(other)
-            if layer and number is not None and number < self._begun[layer]:
+            if layer and layer not in self._spreading and number is not None and number < self._begun[layer]:
                 self._shortcuts[layer] = Shortcut(number, norm)
 
     def _origin(self, tensor: Tensor) -> tuple[int | None, str | None, str | None]:

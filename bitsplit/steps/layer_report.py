@@ -28,7 +28,9 @@ def layer_report(
     rows = {}
     for name in (name for name in plan.layers if name in statistics.layers):
         shape, wbits = tuple(_layer(network, name).weight.shape), plan.layers[name].wbits
-        rows[name] = _row(name, shape, wbits) | {"relative_error": errors.get(name, 0.0)}
+        plain = name not in plan.reads or plan.reads[name].plain
+        note = "" if plain else "input left in floating point: its own forward does more than pad it"
+        rows[name] = _row(name, shape, wbits, note) | {"relative_error": errors.get(name, 0.0)}
     for key, reason in statistics.skipped.items():
         name = key.removesuffix(".weight")
         if name in rows:

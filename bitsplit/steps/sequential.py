@@ -14,7 +14,7 @@ from bitsplit.errors import InputError
 from bitsplit.layers.batch_norm import batch_norms
 from bitsplit.layers.inputs import InputQuantizer
 from bitsplit.layers.quantized import QuantizedLayer, put_input_quantizers, put_weights, wrap_layer
-from bitsplit.layout import grouped_weight, ungrouped, weighted_layers
+from bitsplit.layout import by_column, grouped_weight, ungrouped, weighted_layers
 from bitsplit.methods.base import Codes
 from bitsplit.plan import Plan
 from bitsplit.progress import progress
@@ -23,7 +23,7 @@ from bitsplit.statistics.batches import CalibrationBatches
 from bitsplit.statistics.capture import LayerCall, finite_range, layer_generators
 from bitsplit.statistics.lockstep import Lockstep, Stop, images_in_memory
 from bitsplit.statistics.moments import LayerRecord, LayerStats, Statistics, unused_weights
-from bitsplit.statistics.paired import PairedMoments, by_column
+from bitsplit.statistics.paired import PairedMoments
 from bitsplit.statistics.samples import InputSamples
 from bitsplit.steps.input_scales import QuantizedInput
 

@@ -168,6 +168,7 @@ class CalibrationScenes:
         self._scenes = scenes
         pixels = read_image(self._dataset, 0)["inputs"].shape[-2:].numel()
         self.batch_size = max(1, min(batch_size, CALIBRATION_PIXELS // pixels, len(scenes)))
+        self.whole_batch = self.batch_size  # for CalibrationBatches: it has as many pixels as one of small images
         count = min(batches, len(scenes) // self.batch_size) * self.batch_size
         self._order = np.random.default_rng(seed).permutation(len(scenes))[:count]
 

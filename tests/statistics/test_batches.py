@@ -24,11 +24,20 @@ SOURCES = {
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_images_can_be_read_again_and_labels_are_dropped(source):
-    batches = CalibrationBatches(SOURCES[source](), NETWORK)
+    batches = CalibrationBatches(SOURCES[source](), NETWORK, batch_size=8)
     assert len(batches) == len(BATCHES) and batches.count(2) == 2 and batches.count(99) == len(BATCHES)
     for _ in range(2):
         assert all(torch.equal(*pair) for pair in zip(batches.first(99), BATCHES, strict=True))
         assert [len(batch) for batch in batches.first(2)] == [len(batch) for batch in BATCHES[:2]]
+
+
+def test_settings_count_in_batches_of_their_size():
+    batches = CalibrationBatches([torch.zeros(16, 3, 4, 4)] * 10, NETWORK, batch_size=64)
+    assert (batches.count(1), batches.count(2), batches.count(3), batches.whole, batches.small) == (4, 8, 10, 2, False)
+    larger = CalibrationBatches([torch.zeros(128, 3, 4, 4)] * 3, NETWORK, batch_size=64)
+    assert (larger.count(1), larger.count(9), larger.whole) == (1, 3, 3)
+    single = CalibrationBatches([torch.zeros(1, 3, 4, 4)] * 100, NETWORK, batch_size=64)
+    assert (single.count(1), single.whole, single.small) == (64, 0, True)
 
 
 def test_images_take_the_networks_layout():

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from bitsplit.layout import by_column
 from bitsplit.solver.objective import objective
 from bitsplit.statistics.moments import LayerStats
-from bitsplit.statistics.paired import PairedMoments, by_column, compensating
+from bitsplit.statistics.paired import PairedMoments, compensating
 
 DOUBLE = torch.float64
 

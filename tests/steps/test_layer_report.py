@@ -68,7 +68,7 @@ def test_an_input_that_no_image_for_the_scales_reaches_is_left_with_a_note():
             y = self.stem(x).relu()
             return self.head(self.late(y).relu() if x.mean() > 10 else y)
 
-    sizes = Calibration(patches=800, gram_batches=4, scale_batches=2)
+    sizes = Calibration(batch_size=8, patches=800, gram_batches=4, scale_batches=2)
     settings = Settings(calibration=sizes, batch_norm=BatchNorm(mode="none"))
     batches = [*BATCHES[:2], *(x + 20 for x in BATCHES[2:])]
     quantized = bitsplit.quantize(Bright(), batches, 4, 4, settings=settings)

@@ -1,0 +1,77 @@
+"""Calibration images from many sources, and in batches of any size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import error_of
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+import bitsplit
+from bitsplit.errors import InputError
+from bitsplit.layers.batch_norm import reestimate_batch_norm
+from bitsplit.settings import BatchNorm, Bits, Calibration, Settings
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.ones(24, 3, 16, 16) * torch.linspace(0, 1, 24)[:, None, None, None])
+
+
+def test_sources_of_calibration():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    expected = bitsplit.quantize(network, list(DataLoader(Stream(), batch_size=8)), 4, 4)
+    found = bitsplit.quantize(network, DataLoader(Stream(), batch_size=8), 4, 4)
+    assert torch.equal(found[2].codes, expected[2].codes)
+    double = bitsplit.quantize(network, [images.double() for images in DataLoader(Stream(), batch_size=8)], 4, 4)
+    assert torch.equal(double[2].codes, expected[2].codes)
+    with pytest.raises(InputError, match="a list say"):
+        bitsplit.quantize(network, torch.randn(8, 3, 16, 16), 4, 4)
+    for method in ("bitsplit", "bitsplit_plus"):
+        with torch.autocast("cpu", torch.bfloat16):
+            bitsplit.quantize(network, DataLoader(Stream(), batch_size=8), 4, 4, method)
+
+
+def trained_network() -> tuple[nn.Module, Tensor]:
+    """A network whose batch-norm fits images of this kind, and images."""
+    torch.manual_seed(0)
+    images = F.avg_pool2d(2 * torch.randn(384, 3, 32, 32), 3, 1, 1) * (0.5 + torch.rand(384, 1, 1, 1))
+    images = images + 2 * torch.randn(384, 3, 1, 1)
+    layers, inputs = [], 3
+    for outputs in (8, 16, 16, 16):
+        layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        inputs = outputs
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 6)).eval()
+    for _ in range(6):
+        reestimate_batch_norm(network, [images[:256]], 1, 1.0)
+    return network, images
+
+
+@pytest.mark.parametrize("size", [32, 8, 2, 1])
+@pytest.mark.parametrize("method", ["bitsplit", "bitsplit_per_channel"])
+def test_small_batches_quantize_as_well_as_large_ones(method, size):
+    network, images = trained_network()
+    calibration = images[256:]
+    large = bitsplit.quantize(network, list(calibration.split(64)), 8, 8, method)
+    small = bitsplit.quantize(network, list(calibration.split(size)), 8, 8, method)
+    assert error_of(network, small, images[:256]) < 4 * error_of(network, large, images[:256])
+
+
+def test_of_small_batches_as_many_images_are_read():
+    class Counting(list):
+        read = 0
+
+        def __iter__(self):
+            for batch in super().__iter__():
+                Counting.read += len(batch)
+                yield batch
+
+    network, images = trained_network()
+    sizes = Calibration(batch_size=16, gram_batches=2, scale_batches=2, lockstep_batches=2)
+    settings = Settings(Bits(4, 4), sizes, BatchNorm("none"))
+    counts = []
+    for batches in (images.split(16), images.split(4)):
+        Counting.read = 0
+        bitsplit.quantize(network, Counting(batches), settings=settings)
+        counts.append(Counting.read)
+    assert counts[0] <= counts[1] + 32 and counts[1] <= counts[0] + 32
