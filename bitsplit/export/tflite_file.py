@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from bitsplit.errors import InputError, one_line
-from bitsplit.files import check_writable, user_path, whole_file
+from bitsplit.files import output_file, whole_file
 from bitsplit.layers.inputs import InputQuantizer
 from bitsplit.layers.quantized import QuantizedLayer
 
@@ -43,8 +43,7 @@ def export_tflite(qmodel: nn.Module, path: str | os.PathLike, example: Tensor) -
         from ai_edge_quantizer import quantizer
     except ImportError as error:
         raise InputError("writing TF-Lite files needs LiteRT's tools: pip install 'bitsplit[tflite]'") from error
-    path = user_path(os.fspath(path))
-    check_writable(path.parent, "give another path")
+    path = output_file(path)
     network, count = _floating(qmodel)
     with tempfile.TemporaryDirectory() as folder, whole_file(path) as whole:
         floats, integers = Path(folder) / "float.tflite", Path(folder) / "integer.tflite"

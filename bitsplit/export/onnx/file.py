@@ -1,5 +1,6 @@
 """A quantized network as an ONNX file whose weights are 4- and 8-bit integers."""
 
+import copy
 import io
 import logging
 import warnings
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from bitsplit.errors import InputError, one_line
 from bitsplit.export.onnx.modules import OPSET, symbolic_copy
-from bitsplit.files import check_writable, user_path, whole_file
+from bitsplit.files import output_file, whole_file
 from bitsplit.layers.quantized import QuantizedLayer
 from bitsplit.progress import progress
 
@@ -46,8 +47,7 @@ def export_onnx(qmodel: nn.Module, path: str | Path, example: Tensor | tuple[Ten
     """
     if form not in _FORMS:
         raise InputError(f"form must be one of {', '.join(_FORMS)}; got {form!r}")
-    path = user_path(str(path))
-    check_writable(path.parent, "give another path")
+    path = output_file(path)
     inputs = _examples(example)
     if hasattr(qmodel, "graph"):
         qmodel, inputs = qmodel.graph(*inputs)
@@ -81,11 +81,12 @@ def _traceable(qmodel: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module
         raise InputError("the network has no quantized layer: give what bitsplit.quantize has returned")
     if any(layer.layer.weight.dtype != torch.float32 for layer in layers):
         raise InputError("ONNX quantizes single precision alone: export qmodel.float(), and give a float32 example")
+    network = copy.deepcopy(qmodel).eval()
     try:
-        outputs = qmodel(*(x.to(layers[0].layer.weight.device) for x in inputs))
+        outputs = network(*(x.to(layers[0].layer.weight.device, copy=True) for x in inputs))
     except Exception as error:  # whatever a network may raise
         raise InputError(f"the network does not run on the example: {one_line(error)[:_SHOWN]}") from error
-    return symbolic_copy(qmodel), list(outputs) if isinstance(outputs, dict) else None
+    return symbolic_copy(network), list(outputs) if isinstance(outputs, dict) else None
 
 
 def _traced(network: nn.Module, inputs: tuple[Tensor, ...], names: list[str] | None) -> "ir.Model":
@@ -95,7 +96,7 @@ def _traced(network: nn.Module, inputs: tuple[Tensor, ...], names: list[str] | N
         with _silenced():
             program = torch.onnx.export(
                 network,
-                inputs,
+                tuple(x.clone() for x in inputs),
                 dynamo=True,
                 opset_version=OPSET,
                 output_names=names,
@@ -129,7 +130,7 @@ def _write_codes(model: "ir.Model", network: nn.Module, form: str) -> None:
     import onnx_ir.passes.common as passes
     from onnxscript.optimizer import fold_constants
 
-    from bitsplit.export.onnx.integers import write_integers
+    from bitsplit.export.onnx.integers import avoid_saturation, write_integers
     from bitsplit.export.onnx.weights import WeightWriter
 
     layers = {
@@ -145,6 +146,7 @@ def _write_codes(model: "ir.Model", network: nn.Module, form: str) -> None:
         writer.write(name, layer)
     if form == "integer":
         write_integers(model.graph)
+    avoid_saturation(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)  # lines of torch and of the network, as large as its codes
     model.producer_name = "bitsplit"

@@ -37,6 +37,23 @@ def write_integers(graph: ir.Graph) -> None:
         raise InputError("no layer of this network can run in integers: use form='float'")
 
 
+def avoid_saturation(graph: ir.Graph) -> None:
+    """Makes unsigned bytes of the large codes that a MatMul reads dequantized: onnxruntime multiplies these by the
+    codes of its input as they are, signed ones in 16 bits."""
+    initializers = Initializers(graph)
+    for node in list(graph):
+        weight = _weight_of(node) if node.op_type == "MatMul" else None
+        codes = None if weight is None else constant_of(weight.inputs[0])
+        if codes is None or codes.dtype != np.int8 or np.abs(codes.astype(int)).max(initial=0) <= _LARGEST_INT8:
+            continue
+        name, scale = weight.inputs[0].name, constant_of(weight.inputs[1])
+        zero = initializers.put(f"{name}.zero", np.full(scale.shape, _CENTRE, np.uint8))
+        unsigned = initializers.put(f"{name}.unsigned", (codes.astype(np.int16) + _CENTRE).astype(np.uint8))
+        weight.resize_inputs(3)
+        weight.replace_input_with(0, unsigned)
+        weight.replace_input_with(2, zero)
+
+
 def _weight_of(node: ir.Node) -> ir.Node | None:
     """What dequantizes a layer's weight, if nothing but a transposition comes in between."""
     producer = node.inputs[1].producer()

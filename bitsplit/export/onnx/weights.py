@@ -41,11 +41,15 @@ class _Weight:
 
     def times(self, factors: np.ndarray) -> "_Weight":
         """Every row multiplied by a factor of its own, (R,). Scales stay positive: a negative factor turns the codes,
-        which on a symmetric grid costs nothing."""
+        which on a symmetric grid costs nothing; on one with offsets, q becomes −1 − q, for there is no code for −q of
+        the least."""
         signs = np.sign(factors).astype(np.int8).reshape(-1, *[1] * (self.codes.ndim - 1))
         scale = self.scale * np.abs(factors)
-        offset = None if self.offset is None else self.offset * factors
-        return replace(self, codes=self.codes * signs, scale=np.where(scale > 0, scale, 1), offset=offset)
+        codes, offset = self.codes * signs, None
+        if self.offset is not None:
+            codes = np.where(signs < 0, -1 - self.codes, codes)
+            offset = np.where(factors < 0, (self.scale - self.offset) * np.abs(factors), self.offset * factors)
+        return replace(self, codes=codes, scale=np.where(scale > 0, scale, 1), offset=offset)
 
 
 class WeightWriter:

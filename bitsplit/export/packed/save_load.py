@@ -5,6 +5,7 @@ the parameters and buffers by their own names; in the header the layers' bits, t
 quantized.
 """
 
+import os
 from pathlib import Path
 
 import pandas
@@ -16,6 +17,7 @@ from bitsplit.export.architecture import architecture_digest, float_modules, flo
 from bitsplit.export.attached import attach_views
 from bitsplit.export.packed.layers import StoredTensors, layer_facts, layer_tensors, put_layer
 from bitsplit.export.packed.sealed import read_sealed, write_sealed
+from bitsplit.files import user_path
 from bitsplit.layers.checks import evaluation_copy
 
 
@@ -26,6 +28,7 @@ def save(qmodel: nn.Module, path: str | Path) -> None:
     `seconds` and `configuration` are in the same file. Raises InputError for another network, one whose weights were
     changed afterwards, and a path that cannot be written.
     """
+    qmodel = getattr(qmodel, "_orig_mod", qmodel)  # of torch.compile
     if not isinstance(qmodel, nn.Module) or not hasattr(qmodel, "configuration"):
         raise InputError(
             f"save takes a network that bitsplit.quantize or bitsplit.load has returned; got {type(qmodel).__name__}"
@@ -46,17 +49,22 @@ def save(qmodel: nn.Module, path: str | Path) -> None:
         "lockstep_images": getattr(qmodel, "lockstep_images", None),
     }
     dense = torch.contiguous_format
-    write_sealed(Path(path), {key: t.detach().cpu().clone(memory_format=dense) for key, t in tensors.items()}, facts)
+    write_sealed(
+        user_path(os.fspath(path)),
+        {key: t.detach().cpu().clone(memory_format=dense) for key, t in tensors.items()},
+        facts,
+    )
 
 
 def load(path: str | Path, model: nn.Module) -> nn.Module:
     """The quantized network in `path`, which `save` has written, in eval mode: it computes the very same numbers.
 
     model: the floating-point architecture, whatever its weights; it is left as it is, and the result is on its device.
+    What has no tensors, activation functions say, is not compared, and must be that of the network that was quantized.
     No code in the file is run. Raises InputError for a file that is damaged, not one of `save`'s, or of a later
     version, and for a model of another architecture.
     """
-    path = Path(path)
+    path = user_path(os.fspath(path))
     facts, tensors = read_sealed(path)
     network = evaluation_copy(model)
     if facts.get("architecture") != architecture_digest(network):

@@ -146,7 +146,7 @@ def _axes(layers: list[LayerFacts]) -> dict:
 def _origin(qmodel: nn.Module, usual: tuple[int, int]) -> dict:
     """What made the network, as far as it knows; the bits asked for, or else the `usual` ones."""
     configuration = getattr(qmodel, "configuration", {})
-    bits = configuration.get("bits", {})
+    bits = configuration.get("settings", {}).get("bits", {})
     versions = {"bitsplit": bitsplit.__version__, "torch": torch.__version__, "numpy": np.__version__}
     return {
         "bits": words.bits_name(bits.get("wbits", usual[0]), bits.get("abits", usual[1])),
