@@ -60,8 +60,9 @@ class DecodedImages:
     @cached_property
     def _stem(self) -> str:
         files, loader = self._loader.dataset, self._loader
+        folder = Path(commonpath(files.paths)).parent
         facts = {
-            "files": files_digest(files.paths, Path(commonpath(files.paths)).parent, times=True),
+            "files": [str(folder.resolve()), files_digest(files.paths, folder, times=True)],
             "images": len(loader) * loader.batch_size if loader.drop_last else len(files),
             "transform": [repr(files.transform), files.seed],
             "code": [_CODE, torch.__version__, PIL.__version__],

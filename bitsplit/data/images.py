@@ -67,13 +67,22 @@ class ImageFiles(Dataset):
     def __getitem__(self, index: int) -> Tensor | None:
         try:
             with Image.open(self.paths[index]) as file:
-                image = file.convert("RGB")
+                image = _as_rgb(file)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None
         with torch.random.fork_rng(devices=[]):
             # Hashed together: torch's CPU generator reads only the low 32 bits of its seed.
             torch.manual_seed(zlib.crc32(f"{self.seed}/{index}".encode()))
             return self.transform(image)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """In 8 bits; ValueError where the numbers have no known range."""
+    if image.mode.startswith("I;16"):  # which Pillow would cut off at 255
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of the mode {image.mode} have no known range")
+    return image.convert("RGB")
 
 
 class ImageBatches:
@@ -125,11 +134,22 @@ def image_paths(folder: Path) -> list[Path]:
 
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the images' folder with data.root=PATH")
-    files = (Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names)
+    files = (Path(place, name) for place, names in _walked(folder, refuse) for name in names)
     paths = sorted(path for path in files if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not paths:
         raise InputError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
     return paths
+
+
+def _walked(folder: Path, onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
+    """The folders below `folder`, links to folders among them, each once, with the names of their files."""
+    seen = set()
+    for place, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()  # a link back
+            continue
+        seen.add(real)
+        yield place, names
 
 
 def calibration_batches(
