@@ -7,6 +7,7 @@ Writes:   one file a cell into the folder ablation beside the data's records, no
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +15,7 @@ from typing import ClassVar
 import pandas
 from hydra import compose
 from scipy import stats
-from script import ROOT, configurations, parser_of, use_one_thread
+from script import ROOT, configurations, in_one_line, parser_of, use_one_thread
 
 from bitsplit import ptq
 from bitsplit.files import user_path, write_text
@@ -25,7 +26,7 @@ from bitsplit.progress import progress
 from bitsplit.report.record import config_hash
 from bitsplit.report.render import Table, write_table
 from bitsplit.report.texts import bits_text
-from bitsplit.report.titles import PAPER_CLASSIFIERS, model_title
+from bitsplit.report.titles import MODEL_TITLES, PAPER_CLASSIFIERS, in_order, model_title
 from bitsplit.runs.experiment import Run
 from bitsplit.runs.provenance import provenance
 from bitsplit.settings import FLOAT_BITS
@@ -104,6 +105,18 @@ def measured(run: Run, method: BitSplit) -> dict:
     }
 
 
+def all_cells(found: list[dict], folder: Path) -> list[dict]:
+    """All cells of a data set, those found now and those of other networks, rows and seeds that lie in its `folder`."""
+    there = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    by_place = {
+        tuple(cell[key] for key in ("model", "row", "wbits", "abits", "seed")): cell for cell in [*there, *found]
+    }
+    models = in_order((cell["model"] for cell in by_place.values()), MODEL_TITLES)
+    rows = [*ROWS, *(cell["row"] for cell in by_place.values())]
+    places = sorted(by_place, key=lambda p: (models.index(p[0]), p[4], rows.index(p[1]), BITS.index((p[2], p[3]))))
+    return [by_place[place] for place in places]
+
+
 def table_of(found: list[dict]) -> Table:
     """A row for each cell of each network; where there are several seeds, means over them with half of the 95%
     interval of that mean."""
@@ -147,6 +160,7 @@ def _first_seen(values: pandas.Series) -> pandas.Series:
     return values.map({value: place for place, value in enumerate(values.unique())})
 
 
+@in_one_line
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--networks", nargs="+", default=PAPER_CLASSIFIERS, help="default: the four of Table 4")
@@ -162,8 +176,9 @@ def main() -> None:
             for model in arguments.networks
             for cell in cells(model, arguments.rows, arguments.seeds, arguments.set, arguments.results)
         ]
-    print(write_table(table_of(found), arguments.results / found[0]["folder"], "table_ablation"))
+    place = arguments.results / found[0]["folder"]
+    print(write_table(table_of(all_cells(found, place / "ablation")), place, "table_ablation"))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ Writes:   results/glyphs/deploy.md, .csv and .tex (or in the folder of the data)
 
 import argparse
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pandas
 import torch
 from deploy_files import milliseconds, session_of, write_float
 from hydra import compose
-from script import ROOT, configurations, parser_of, use_one_thread
+from script import ROOT, configurations, in_one_line, parser_of, positive, use_one_thread
 from torch import Tensor, nn
 
 import bitsplit
@@ -144,11 +145,12 @@ def table_of(table: pandas.DataFrame, title: str) -> Table:
     return Table(caption, table, shown, heads=2, notes=NOTES)
 
 
+@in_one_line
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--networks", nargs="+", default=PAPER_CLASSIFIERS, help="default: the paper's four")
     parser.add_argument("--bits", nargs="+", choices=BITS, default=BITS, help="default: all four")
-    parser.add_argument("--images", type=int, default=10_000, help="glyphs to validate on (default: 10000)")
+    parser.add_argument("--images", type=positive, default=10_000, help="glyphs to validate on (default: 10000)")
     parser.add_argument("--root", type=user_path, help="folder of ImageNet, instead of glyphs: all its images")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further keys of run.py")
     parser.add_argument("--results", type=user_path, default=ROOT / "results", help="folder of the results")
@@ -169,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

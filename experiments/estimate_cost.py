@@ -20,17 +20,15 @@ import pandas
 import torch
 from cell_costs import Cell, Speed, cells_of, model_of, seconds_of_cells, sweep_of
 from hydra import compose
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from network_speed import Subject, decoding_seconds, measure_speed, random_subject, run_subject, statistics_bytes
-from omegaconf.errors import OmegaConfBaseException
-from script import configurations, parser_of
+from script import configurations, in_one_line, parser_of, positive
 from tqdm import tqdm
 
 from bitsplit.data.imagenet import IMAGENET_VALIDATION
 from bitsplit.data.processes import available_cores, end_with_parent
-from bitsplit.errors import InputError, one_line
 from bitsplit.report import MODEL_TITLES
+from bitsplit.runs.devices import named_device
 from bitsplit.runs.experiment import Run
 from bitsplit.runs.sweep import expand
 
@@ -202,14 +200,15 @@ def estimate(arguments: list[str], device: torch.device, devices: int | None, im
         )
 
 
-def main() -> int:
+@in_one_line
+def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--device", help="where to measure (default: a GPU where there is one)")
     parser.add_argument(
-        "--devices", type=int, help="how many such devices share the cells (default: joblib's workers, else 4)"
+        "--devices", type=positive, help="how many such devices share the cells (default: joblib's workers, else 4)"
     )
-    parser.add_argument("--images", type=int, help="validation images (default: all of the data, or 50000)")
-    parser.add_argument("--sample", type=int, default=32, help="images of a measurement (default: 32)")
+    parser.add_argument("--images", type=positive, help="validation images (default: all of the data, or 50000)")
+    parser.add_argument("--sample", type=positive, default=32, help="images of a measurement (default: 32)")
     parser.add_argument(
         "arguments", nargs="*", metavar="KEY=VALUE", help="of run.py: the data, for example; count what has no record"
     )
@@ -217,13 +216,8 @@ def main() -> int:
     arguments = options.arguments
     if arguments and options.device:
         arguments = [f"device={options.device}", *arguments]
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    try:
-        estimate(arguments, device, options.devices, options.images, options.sample)
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    device = torch.device(named_device(options.device or "auto"))
+    estimate(arguments, device, options.devices, options.images, options.sample)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,8 @@ from pathlib import Path
 
 import torch
 from hydra import compose
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rivals_table import rivals_table
-from script import configurations, parser_of, use_one_thread
+from script import configurations, in_one_line, parser_of, positive, use_one_thread
 from torch import Tensor, nn
 
 import bitsplit
@@ -230,30 +228,26 @@ def parse() -> argparse.Namespace:
     )
     several("--rivals", RIVALS)
     several("--batch-norm", TREATMENTS)
-    parser.add_argument("--images", type=int, help="validation images, the first so many (default: all)")
+    parser.add_argument("--images", type=positive, help="validation images, the first so many (default: all)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of run.py, data=imagenet for example")
     return parser.parse_args()
 
 
-def main() -> int:
+@in_one_line
+def main() -> None:
     options = parse()
     use_one_thread()
-    try:
-        with configurations():
-            for network in options.networks:
-                ground = Ground(network, options.overrides, options.images)
-                cells = [
-                    Cell(network, rival, treatment, *bits)
-                    for bits in options.bits
-                    for rival in options.rivals
-                    for treatment in options.batch_norm
-                ]
-                fill(ground, cells)
-        print(write_table(rivals_table(records(ground.folder)), ground.folder, "table_rivals"))
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    with configurations():
+        for network in options.networks:
+            ground = Ground(network, options.overrides, options.images)
+            cells = [
+                Cell(network, rival, treatment, *bits)
+                for bits in options.bits
+                for rival in options.rivals
+                for treatment in options.batch_norm
+            ]
+            fill(ground, cells)
+    print(write_table(rivals_table(records(ground.folder)), ground.folder, "table_rivals"))
 
 
 if __name__ == "__main__":

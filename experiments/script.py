@@ -1,12 +1,19 @@
 """What the scripts of this folder share: their command line, the configurations, and threads as in the records."""
 
 import argparse
+import functools
+import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numba
 import torch
 from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from bitsplit.errors import InputError, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,3 +32,24 @@ def use_one_thread() -> None:
     """As the committed records: with more threads, sums are added in another order."""
     torch.set_num_threads(1)
     numba.set_num_threads(1)
+
+
+def positive(text: str) -> int:
+    """A count on the command line."""
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return count
+
+
+def in_one_line(main: Callable[[], int | None]) -> Callable[[], int]:
+    """`main` as an exit code: what it returns, or 2, with one line on stderr, for what the user can put right."""
+
+    @functools.wraps(main)
+    def run() -> int:
+        try:
+            return main() or 0
+        except (InputError, HydraException, OmegaConfBaseException) as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return 2
+
+    return run

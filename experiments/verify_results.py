@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 from hydra import compose
-from script import ROOT, configurations, parser_of, use_one_thread
+from script import ROOT, configurations, in_one_line, parser_of, positive, use_one_thread
 
-from bitsplit.errors import InputError, one_line
+from bitsplit.errors import InputError
 from bitsplit.files import user_path
 from bitsplit.kept import computing_anew
 from bitsplit.report import record
@@ -80,33 +80,30 @@ def sample(arguments: argparse.Namespace) -> list[dict]:
     return random.Random(arguments.seed).sample(runs, min(arguments.cells, len(runs)))
 
 
+@in_one_line
 def main() -> int:
     """Exit code: 0 where all are equal, 1 where one is not, 2 for what the user can put right."""
     parser = parser_of(__doc__)
-    parser.add_argument("--cells", type=int, default=10, metavar="K", help="how many records (default: 10)")
+    parser.add_argument("--cells", type=positive, default=10, metavar="K", help="how many records (default: 10)")
     parser.add_argument("--root", type=user_path, help="folder of ImageNet")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="of the draw (default: a new one)")
     parser.add_argument("--results", type=user_path, default=ROOT / "results", help="folder of the committed records")
     arguments = parser.parse_args()
     use_one_thread()
     equal = 0
-    try:
-        runs = sample(arguments)
-        print(f"{len(runs)} records, drawn with --seed {arguments.seed}", flush=True)
-        with configurations(), computing_anew():
-            for run in runs:
-                with tempfile.TemporaryDirectory() as scratch:
-                    keys = [*overrides_of(run, arguments.root), f"results={scratch}", "device=cpu"]
-                    new, _, _ = experiment.run(compose("config", readable_arguments(keys)))
-                moved = difference(new, run)
-                equal += not moved
-                bits = f"W{run['wbits']}A{run['abits']}"
-                cell = f"{run['data']['name']} {model_title(run['model'])} {method_title(run['method'])} {bits}"
-                where = "" if new["machine"]["processor"] == run["machine"]["processor"] else ", another processor"
-                print(f"{cell} seed {run['seed']} {run['variant']}: {moved or 'equal'}{where}", flush=True)
-    except InputError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+    runs = sample(arguments)
+    print(f"{len(runs)} records, drawn with --seed {arguments.seed}", flush=True)
+    with configurations(), computing_anew():
+        for run in runs:
+            with tempfile.TemporaryDirectory() as scratch:
+                keys = [*overrides_of(run, arguments.root), f"results={scratch}", "device=cpu"]
+                new, _, _ = experiment.run(compose("config", readable_arguments(keys)))
+            moved = difference(new, run)
+            equal += not moved
+            bits = f"W{run['wbits']}A{run['abits']}"
+            cell = f"{run['data']['name']} {model_title(run['model'])} {method_title(run['method'])} {bits}"
+            where = "" if new["machine"]["processor"] == run["machine"]["processor"] else ", another processor"
+            print(f"{cell} seed {run['seed']} {run['variant']}: {moved or 'equal'}{where}", flush=True)
     print(f"{equal} of {len(runs)} equal")
     return 0 if equal == len(runs) else 1
 

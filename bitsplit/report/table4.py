@@ -1,6 +1,7 @@
 """Table 4 of the paper, methods × networks at A8W4 and A4W4, and the same on equal terms."""
 
 import re
+from collections.abc import Iterator
 
 import pandas
 
@@ -14,7 +15,7 @@ from bitsplit.settings import FLOAT_BITS
 TABLE4_BITS = ((4, 8), (4, 4))  # (wbits, abits)
 EDGES = ("first_wbits", "last_wbits", "last_abits")
 # In a variant: more than the terms that are made equal.
-_UNEQUAL = re.compile(r"(^|-)(calibration\.|method\.|convention=)")
+_UNEQUAL = re.compile(r"(^|-)(calibration\.|method\.|data\.|convention=|weights=)")
 
 
 def table4(records: Records) -> Table | None:
@@ -44,7 +45,8 @@ def table4_equal(records: Records) -> Table | None:
     notes = []
     if standard_runs := _of_table4(standard(records.runs)):
         equal_already = {run["method"] for run in runs if run["variant"] == ""}
-        notes = _notes(_table4_cells(records, standard_runs), table, equal_already)
+        blocks = (_table4_cells(records, block) for block in _of_same_seeds(standard_runs, runs))
+        notes = _notes(*blocks, equal_already)
     return Table(caption, table, _methods_by_network(table), heads=2, notes=tuple(notes))
 
 
@@ -52,17 +54,28 @@ def equal_runs(runs: list[dict]) -> list[dict]:
     """The runs at `TABLE4_BITS`, of whatever variant, with re-estimated batch-norm and 8 bits in first and last layer.
 
     All have exactly one re-estimation, that of bit-split's own settings; where bit-split has no record, "reestimate"
-    before "shift". A variant in calibration or in the method's own fields is not on equal terms.
+    before "shift". A variant in calibration, in the method's own fields or with bits for some layers is not on equal
+    terms.
     """
     reestimated = [run for run in labelled(runs) if _batch_norm(run)["mode"] != "none"]
     equal = [
         run
         for run in _of_table4(reestimated)
-        if all(run["config"]["bits"][edge] == 8 for edge in EDGES) and not _UNEQUAL.search(run["variant"])
+        if all(run["config"]["bits"][edge] == 8 for edge in EDGES)
+        and not run["config"]["layers"]["bits"]
+        and not _UNEQUAL.search(run["variant"])
     ]
     bit_splits = [run for run in standard(reestimated) if run["method"] == "bitsplit"]
     terms = bit_splits or sorted(equal, key=lambda run: _batch_norm(run)["mode"])
     return [run for run in equal if _batch_norm(run) == _batch_norm(terms[0])]
+
+
+def _of_same_seeds(*blocks: list[dict]) -> Iterator[list[dict]]:
+    """Of each block the runs whose cell and seed all blocks have: chance of the seed is then the same in all."""
+    keys = [[tuple(run[key] for key in (*KEY, "seed")) for run in runs] for runs in blocks]
+    shared = set.intersection(*map(set, keys))
+    for runs, own in zip(blocks, keys, strict=True):
+        yield [run for run, key in zip(runs, own, strict=True) if key in shared]
 
 
 def _batch_norm(run: dict) -> dict:
@@ -109,9 +122,10 @@ def _notes(standard_cells: pandas.DataFrame, equal_cells: pandas.DataFrame, equa
 
 
 def _order(setting: str, block: pandas.DataFrame) -> list[str]:
-    """The order of methods by mean top-1 over the networks that all of them have; nothing for a single method."""
-    complete = block.pivot(index="model", columns="method", values=["top1", "top1_equal"]).dropna()
-    if block["method"].nunique() < 2 or complete.empty:
+    """The order of methods by mean top-1 over the networks that most of them have; of those that have all these."""
+    pivot = block.pivot(index="model", columns="method", values=["top1", "top1_equal"])
+    complete = pivot[pivot.notna().mean(axis=1) > 0.5].dropna(axis=1)
+    if complete.empty or len(complete.columns) < 4:  # two numbers of two methods
         return []
     before, after = (
         " > ".join(

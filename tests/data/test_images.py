@@ -3,15 +3,19 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SHARED, environment
+from PIL import Image
 
 from bitsplit.data.folder import Folder
 from bitsplit.data.imagenet import CLASS_INDEX, WNIDS, ImageNet
-from bitsplit.data.images import Preprocessing
+from bitsplit.data.images import ImageFiles, Preprocessing, image_paths
 from bitsplit.errors import InputError
+from bitsplit.vision import torchvision
 
 PREPROCESSING = Preprocessing()
 
@@ -101,3 +105,27 @@ print(sum(len(labels) for _, labels in ImageNet({str(imagenet_root)!r}).validati
     line = [*small, sys.executable, "-c", code]
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=given, timeout=100)
     assert (done.returncode, done.stdout) == (0, "12\n"), done.stderr
+
+
+def test_linked_folders_are_followed_and_links_back_are_not(tmp_path):
+    for wnid in ("n01440764", "n01443537"):
+        (tmp_path / "all" / wnid).mkdir(parents=True)
+        for index in range(3):
+            Image.new("RGB", (9, 9)).save(tmp_path / "all" / wnid / f"{index}.JPEG")
+    validation = tmp_path / "subset" / "val"
+    validation.mkdir(parents=True)
+    (validation / "n01440764").symlink_to(tmp_path / "all" / "n01440764")
+    (tmp_path / "all" / "n01443537").rename(validation / "n01443537")
+    folders = torchvision.datasets.ImageFolder(str(validation))
+    (validation / "n01443537" / "back").symlink_to(validation)  # with which torchvision's would not end
+    assert [path.name for path in image_paths(validation)] == [Path(path).name for path, _ in folders.samples]
+    assert ImageNet(str(tmp_path / "subset")).title == "ImageNet validation, 6 images"
+
+
+def test_pixels_of_16_bits_keep_their_range(tmp_path):
+    ramp = np.linspace(0, 65535, 900).reshape(30, 30)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "ramp.png")
+    Image.fromarray((ramp / 65535).astype(np.float32)).save(tmp_path / "float.tiff")
+    files = ImageFiles([tmp_path / "ramp.png", tmp_path / "float.tiff"], [0, 0], lambda image: image)
+    assert np.abs(np.asarray(files[0]) - ramp[..., None] / 257).max() <= 1
+    assert files[1] is None  # nobody knows which value is white

@@ -227,3 +227,13 @@ def test_broken_links_and_names_are_found():
     ]
     with pytest.raises(AttributeError):
         named("bitsplit.solver.bitsplit.no_such_function")
+
+
+@every_document
+def test_rows_of_tables_have_as_many_cells_as_their_heads(path):
+    """A bar inside a cell must be written \\|."""
+    width = None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else None
+        assert width is None or cells in (None, width), line
+        width = cells

@@ -42,6 +42,8 @@ def test_a_small_ablation_writes_its_table_and_keeps_its_cells(tmp_path):
     assert len(cells) == 8
     again = experiment("ablation", *arguments, *keys)
     assert again.stdout == done.stdout
+    fewer = experiment("ablation", *arguments[:4], "--seeds", "1", *arguments[-2:], *keys)
+    assert fewer.stdout == done.stdout  # the table has the other cells too
     assert {path: path.stat().st_mtime_ns for path in cells} == cells
 
 

@@ -2,12 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
 from conftest import ROOT, composed
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from bitsplit.data.imagenet import ImageNet
+from bitsplit.data.images import Preprocessing
+from bitsplit.errors import InputError
+from bitsplit.files import files_digest
+from bitsplit.networks.weights import SHIPPED
 from bitsplit.report import record
 from bitsplit.runs import bench
 from bitsplit.runs.experiment import Run
@@ -55,6 +62,58 @@ def test_statistics_are_told_apart_by_times_too(run_of):
     before = run().bench.files_digest(times=True)
     os.utime(image, (0, 0))
     assert run().bench.files_digest(times=True) != before
+
+
+def test_images_of_one_size_are_told_apart_by_what_is_in_them(tmp_path):
+    for name, value in (("first", 0), ("second", 255)):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            Image.new("RGB", (64, 64), (value,) * 3).save(tmp_path / name / f"{index}.ppm")
+    digests = {files_digest(sorted((tmp_path / name).iterdir()), tmp_path / name) for name in ("first", "second")}
+    assert len(digests) == 2
+
+
+def test_decoded_images_are_those_of_their_folder(tmp_path):
+    """Of the same names, sizes and times."""
+    means = []
+    for name, value in (("first", 0), ("second", 255)):
+        folder = tmp_path / name / "val" / "n01440764"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (224, 224), (value,) * 3).save(folder / "0.ppm")
+        os.utime(folder / "0.ppm", (0, 0))
+        images, _ = next(iter(ImageNet(str(tmp_path / name), None).validation(Preprocessing(), 1)))
+        means.append(images.mean().item())
+    assert means[1] > means[0] + 1
+
+
+def test_other_data_and_weights_do_not_replace_a_record(tmp_path):
+    """Fewer images and other weights have records of their own; what differs otherwise is refused, but not forced."""
+    own = SHIPPED / "resnet18_glyphs.safetensors"
+    weights = load_file(own)
+    weights["fc.bias"] += 1
+    save_file(weights, tmp_path / "other.safetensors")
+    keys = {
+        "plain": [],
+        "own": [f"model.weights={own}"],
+        "fewer": ["data.validation_images=50"],
+        "other": [f"model.weights={tmp_path / 'other.safetensors'}"],
+    }
+    line = ["data=glyphs", f"results={tmp_path / 'results'}"]
+    runs = {name: Run.of(composed(*line, *more)) for name, more in keys.items()}
+    assert runs["plain"].path == runs["own"].path and runs["plain"].variant == runs["own"].variant == ""
+    assert len({run.path for run in runs.values()}) == 3
+    assert runs["fewer"].variant == "data.validation_images=50"
+    assert re.fullmatch("weights=[0-9a-f]{8}", runs["other"].variant)
+
+    run, content = runs["plain"], json.loads((ROOT / "results/glyphs/runs/resnet18-bitsplit-w4a4-s0.json").read_text())
+    record.write(run.path, content)
+    assert run.existing_record()["metrics"] == content["metrics"]
+    content["config"]["data"]["resize"] = 128
+    content["config_hash"] = record.config_hash(content["config"])
+    record.write(run.path, content)
+    with pytest.raises(InputError, match="record of other images or preprocessing"):
+        run.existing_record()
+    assert run.existing_record(force=True) is run.existing_record(force=1) is None
 
 
 def test_drawn_data_have_no_files():

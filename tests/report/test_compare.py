@@ -65,6 +65,33 @@ def test_two_records_are_compared_image_by_image(tmp_path):
     ]
 
 
+def test_the_same_cell_from_two_folders_and_networks_of_other_weights(tmp_path):
+    reference = np.array([True] * 90 + [False] * 10)
+    worse, lower = reference.copy(), reference.copy()
+    worse[:20], lower[:30] = False, False
+    runs = [answered(reference, reference), answered(worse, reference), answered(worse, lower)]
+    runs[2]["weights"] = runs[2]["weights"] | {"sha256": "f" * 64}
+    for place, run in zip("abc", runs, strict=True):
+        write_runs(tmp_path / place, run)
+    a, b, c = (str(path) for path in sorted(tmp_path.rglob("*.json")))
+    done = report(tmp_path, "compare", a, b)
+    assert f"Bit-split W4A4 ({a}) minus ResNet-18 Bit-split W4A4 ({b}): +20.00 ± 7.84 points, above" in done.stdout
+    assert f"  ResNet-18 Bit-split W4A4 ({a}): top-1 90.00" in done.stdout
+    done = report(tmp_path, "compare", a, c)
+    own = runs[0]["weights"]["sha256"][:8]
+    assert f"({a}) minus ResNet-18 in floating point, weights {own}: +0.00" in done.stdout
+    assert f"({c}) minus ResNet-18 in floating point, weights ffffffff: +10.00" in done.stdout
+
+
+def test_other_images_of_the_same_number_are_not_compared(tmp_path):
+    right = np.array([True, False])
+    runs = [answered(right, right), answered(right, right, method="tflite")]
+    runs[1]["config"]["data"] = runs[1]["config"]["data"] | {"files": "0" * 64}
+    write_runs(tmp_path, *runs)
+    done = report(tmp_path, "compare", *sorted(map(str, tmp_path.rglob("*.json"))))
+    assert done.returncode == 2 and "of other files or otherwise prepared" in done.stderr
+
+
 def test_what_cannot_be_compared_is_one_line(tmp_path):
     right = np.array([True, False])
     write_runs(tmp_path, answered(right, right), answered(right, right, data="imagenet"), make_run(method="aciq"))

@@ -109,7 +109,15 @@ def equal_variants() -> list[dict]:
         make_run(method="lapq", top1=79.2, variant=EIGHT + reestimated),
         make_run(method="aciq", top1=4.0, variant=f"{reestimated}-method.prior=gauss"),
         make_run(method="aciq", top1=5.0, variant=f"calibration.patches=100-{reestimated}"),
+        make_run(method="aciq", top1=6.0, variant=f"data.validation_images=200-{reestimated}"),
+        make_run(method="aciq", top1=7.0, variant=f"weights=0123abcd-{reestimated}"),
+        with_bits_for_layers(make_run(method="aciq", top1=8.0, variant=f"{reestimated}-layer4.*=w8a8")),
     ]
+
+
+def with_bits_for_layers(run: dict) -> dict:
+    run["config"]["layers"] = run["config"]["layers"] | {"bits": [["layer4.*", [8, 8]]]}
+    return run
 
 
 def test_equal_terms_are_one_re_estimation_and_8_bits_in_first_and_last_layer():
@@ -166,3 +174,28 @@ def test_floating_point_with_re_estimation_has_seeds():
     shown = cell(table4_equal(glyphs(*runs)), "resnet18", "fp32_bn", 32, 32)
     assert shown["seeds"] == 3 and shown["top1"] == 84.1
     assert shown["top1_spread"] == pytest.approx(0.1)
+
+
+def test_gains_on_equal_terms_are_over_the_seeds_of_both_tables():
+    seeds = [make_run(method="tflite", top1=70 + seed, seed=seed) for seed in range(3)]
+    equal = make_run(method="tflite", top1=71.5, variant="batch_norm.mode=reestimate")
+    notes = table4_equal(glyphs(make_run(), *seeds, equal)).notes
+    assert "A4W4, gain in top-1 over table4 in points (1 network): TF-Lite +1.50." in notes
+
+
+def test_the_ranks_on_equal_terms_are_over_the_networks_of_most_methods():
+    """A method that lacks some of them takes no network away from the others."""
+    runs = []
+    for model, gain in (("resnet18", 0.0), ("resnet50", 3.0)):
+        runs += [make_run(model, top1=80.0), make_run(model, "tflite", top1=78.0), make_run(model, "aciq", top1=77.0)]
+        for method, top1 in (("tflite", 78.5), ("aciq", 78.0 + gain)):
+            runs.append(make_run(model, method, top1=top1, variant="batch_norm.mode=reestimate"))
+    runs += [
+        make_run(method="lapq", top1=90.0),
+        make_run(method="lapq", top1=90.5, variant=EIGHT + "batch_norm.mode=reestimate"),
+    ]
+    ranks = [note for note in table4_equal(glyphs(*runs)).notes if "ranked" in note]
+    assert ranks == [
+        "A4W4, methods ranked by top-1 (mean of 2 networks), whatever the intervals: "
+        "Bit-split > TF-Lite > ACIQ becomes Bit-split > ACIQ > TF-Lite."
+    ]
