@@ -114,6 +114,7 @@ def test_help_names_the_choices(command):
         (["data=glyphs", "model.weights=README.md"], "state dict"),
         (["data=glyphs", "model.weights=nowhere.pth"], "not a file"),
         (["model=efficientnet_lite0", "data=glyphs"], "ImageNet network"),
+        (["data=glyphs", "layer_bits={1:[8,8]}"], "no layer's name matches '1'"),
         (["data=glyphs", "calibration.batch_size=40000"], "lower calibration.batch_size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -86,3 +86,15 @@ def test_report_needs_neither_torch_nor_matplotlib():
     code = "import sys, bitsplit.report.__main__; print({'torch', 'matplotlib', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_name_of_a_data_set_is_not_that_of_another(tmp_path):
+    names = ("glyphs", "glyphs_coco", "imagenet", "imagenet_500")
+    write_runs(tmp_path, *(make_run(data=name) for name in names))
+    for name, written in (("glyphs", {"glyphs"}), ("imagenet", {"imagenet", "imagenet_500"})):
+        done = report(tmp_path, "runs", name)
+        assert done.returncode == 0, done.stderr
+        tables = {path.parent.name for path in tmp_path.glob("*/runs.md")}
+        assert tables == written
+        for path in tmp_path.glob("*/runs.md"):
+            path.unlink()

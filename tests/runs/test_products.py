@@ -62,3 +62,8 @@ def test_files_that_cannot_be_are_one_line_before_any_work(command, tmp_path, ar
     done = command(*arguments, "data=glyphs", *SMALL)
     assert_refused(done, says)
     assert not records(tmp_path)
+
+
+def test_two_files_of_one_name_are_refused(command, tmp_path):
+    done = command("data=glyphs", f"save={tmp_path / 'network'}", f"html={tmp_path / 'x' / '..' / 'network'}")
+    assert done.returncode == 2 and "give each a file of its own" in done.stderr

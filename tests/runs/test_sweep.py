@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, composed, environment, trials
+from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import open_dict
 
 from bitsplit.report import record
 from bitsplit.runs import sweep
@@ -50,6 +52,15 @@ def test_cells_are_those_of_hydras_own_sweeper(experiment):
     given = [f"{key}={value}" for key, value in config.hydra.sweeper.params.items()] + list(config.hydra.overrides.task)
     (oracle,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)
     assert sweep.expand(config) == oracle
+
+
+def test_a_sweep_over_all_that_fit_a_pattern():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", ["experiment=table5"], return_hydra_config=True)
+        with open_dict(config):
+            config.hydra.sweeper.params.method = "glob(aciq*)"
+        methods = {part for cell in sweep.expand(config) for part in cell if part.startswith("method=")}
+    assert methods == {"method=aciq", "method=aciq_mix"}
 
 
 def test_a_failed_cell_stops_no_other_and_is_reported_at_the_end(command, tmp_path):
