@@ -1,7 +1,6 @@
 """Named classifiers: the paper's four and MobileNetV3-Small, whole or at reduced width, and EfficientNet-Lite."""
 
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +10,7 @@ from torch import nn
 from bitsplit.data.images import Preprocessing
 from bitsplit.errors import InputError
 from bitsplit.networks.network import Network
-from bitsplit.networks.weights import SHIPPED_SHA256, digits_of, download, shipped, weights_digest, weights_file
+from bitsplit.networks.weights import download, shipped
 
 PAPER_NETWORKS = ("resnet18", "resnet50", "resnet101", "vgg16_bn")
 TORCHVISION_NETWORKS = (*PAPER_NETWORKS, "mobilenet_v3_small")
@@ -29,12 +28,10 @@ class _TorchvisionNetwork:
 
     def load(self, domain: str) -> Network:
         if domain == "glyphs":
-            file = f"{self.name}_glyphs.safetensors"
-            path, variant = weights_file(self.weights, partial(shipped, file), SHIPPED_SHA256[file])
-            return Network(self.name, self._narrow, path, GLYPHS_PREPROCESSING, variant)
-        url = _weights_url(self.name)
-        path, variant = weights_file(self.weights, partial(download, url), digits_of(url))
-        return Network(self.name, self._full, path, Preprocessing(), variant)
+            path = Path(self.weights) if self.weights else shipped(f"{self.name}_glyphs.safetensors")
+            return Network(self.name, self._narrow, path, GLYPHS_PREPROCESSING)
+        path = Path(self.weights) if self.weights else _torchvision_weights(self.name)
+        return Network(self.name, self._full, path, Preprocessing())
 
     def _narrow(self) -> nn.Module:
         from bitsplit.networks.narrow import narrow_classifier
@@ -94,11 +91,9 @@ class _EfficientNetLite:
         except ImportError as error:
             raise InputError(f"{self.name} needs the extra `lite`: run `make setup-lite`") from error
         file = getattr(package, f"EfficientnetLite{self.name[-1]}ModelFile")
-        own = Path(file.get_model_file_path())
-        path, variant = weights_file(self.weights, lambda: own, weights_digest(own))
+        path = Path(self.weights or file.get_model_file_path())
         preprocessing = Preprocessing(mean=(0.498,) * 3, std=(0.502,) * 3, interpolation="bicubic")
-        build = partial(EfficientNet.from_name, self.name.replace("_", "-"))
-        return Network(self.name, build, path, preprocessing, variant)
+        return Network(self.name, lambda: EfficientNet.from_name(self.name.replace("_", "-")), path, preprocessing)
 
 
 @dataclass(frozen=True)
@@ -128,8 +123,8 @@ class EfficientNetLite2(_EfficientNetLite):
     name: ClassVar[str] = "efficientnet_lite2"
 
 
-def _weights_url(name: str) -> str:
-    """Of torchvision's IMAGENET1K_V1 weights."""
+def _torchvision_weights(name: str) -> Path:
+    """Local path of torchvision's IMAGENET1K_V1 weights, downloaded on first use."""
     from bitsplit.vision import torchvision
 
-    return torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    return download(torchvision.models.get_model_weights(name).IMAGENET1K_V1.url)

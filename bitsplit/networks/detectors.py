@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bitsplit.errors import InputError
 from bitsplit.networks.narrow_detectors import CONFIGS, narrow_detector
 from bitsplit.networks.network import Network
-from bitsplit.networks.weights import SHIPPED_SHA256, digits_of, download, load_weights, shipped, weights_file
+from bitsplit.networks.weights import download, load_weights, shipped
 from bitsplit.settings import Layers
 
 if TYPE_CHECKING:
@@ -159,17 +159,13 @@ class Detector:
             if self.backbone:
                 raise InputError("glyphs_coco has reduced-width networks of its own; leave model.backbone out")
             config = narrow_detector(self.name, GLYPHS_CATEGORIES, GLYPHS_SIDE)
-            file = f"{self.name}_glyphs.safetensors"
-            own, digits = partial(shipped, file), SHIPPED_SHA256[file]
+            path = Path(self.weights) if self.weights else shipped(f"{self.name}_glyphs.safetensors")
         else:
             config = self._configuration()
-            own = partial(self._zoo_weights, config)
-            digits = digits_of(config.model_path) if "model_path" in config else None
-        path, replaced = weights_file(self.weights, own, digits)
+            path = Path(self.weights) if self.weights else self._zoo_weights(config)
         parts = [f"backbone={self.backbone}"] if self.backbone == "r18" else []
         parts += [f"scope={self.scope}"] if self.scope != "all" else []
-        variant = "-".join(filter(None, [*parts, replaced]))
-        return DetectorNetwork(self.name, lambda: build(config), path, config, variant, self.scope)
+        return DetectorNetwork(self.name, lambda: build(config), path, config, "-".join(parts), self.scope)
 
     def _zoo_weights(self, config: "Config") -> Path:
         """Local path of the model zoo's checkpoint, downloaded on first use."""

@@ -4,7 +4,6 @@ import functools
 import os
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -130,21 +129,6 @@ def _digest(path: Path, _size: int, _time: int) -> str:
     return file_digest(path)
 
 
-def weights_file(given: str | None, own: Callable[[], Path], own_digits: str | None) -> tuple[Path, str]:
-    """The file of a network's weights, `given` or else its `own`, and the variant that this makes of the network: ""
-    for its own, whose SHA-256 begins with `own_digits`, from whatever place."""
-    if not given:
-        return own(), ""
-    digest = weights_digest(Path(given))
-    same = own_digits is not None and digest.startswith(own_digits)
-    return Path(given), "" if same else f"weights={digest[:8]}"
-
-
-def digits_of(url: str) -> str:
-    """The first digits of the SHA-256 of published weights, in which their name ends."""
-    return Path(url).stem.rpartition("-")[2]
-
-
 def shipped(file: str) -> Path:
     """Path of weights that are part of the package; InputError where they are missing or damaged."""
     path = SHIPPED / file
@@ -154,10 +138,12 @@ def shipped(file: str) -> Path:
 
 
 def download(url: str) -> Path:
-    """Local path of published weights, downloaded on first use; InputError where what is there is damaged, as the
-    digits in its name say."""
+    """Local path of published weights, downloaded on first use; InputError where what is there is damaged.
+
+    The file's name ends in the first digits of its SHA-256, by which it is checked.
+    """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    digits = digits_of(url)
+    digits = path.stem.rpartition("-")[2]
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

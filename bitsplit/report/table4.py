@@ -15,7 +15,7 @@ from bitsplit.settings import FLOAT_BITS
 TABLE4_BITS = ((4, 8), (4, 4))  # (wbits, abits)
 EDGES = ("first_wbits", "last_wbits", "last_abits")
 # In a variant: more than the terms that are made equal.
-_UNEQUAL = re.compile(r"(^|-)(calibration\.|method\.|data\.|convention=|weights=)")
+_UNEQUAL = re.compile(r"(^|-)(calibration\.|method\.|data\.|convention=)")
 
 
 def table4(records: Records) -> Table | None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 
 import pytest
@@ -87,7 +86,7 @@ def test_decoded_images_are_those_of_their_folder(tmp_path):
 
 
 def test_other_data_and_weights_do_not_replace_a_record(tmp_path):
-    """Fewer images and other weights have records of their own; what differs otherwise is refused, but not forced."""
+    """Fewer images have records of their own; other weights, and images otherwise other, are refused."""
     own = SHIPPED / "resnet18_glyphs.safetensors"
     weights = load_file(own)
     weights["fc.bias"] += 1
@@ -100,14 +99,17 @@ def test_other_data_and_weights_do_not_replace_a_record(tmp_path):
     }
     line = ["data=glyphs", f"results={tmp_path / 'results'}"]
     runs = {name: Run.of(composed(*line, *more)) for name, more in keys.items()}
-    assert runs["plain"].path == runs["own"].path and runs["plain"].variant == runs["own"].variant == ""
-    assert len({run.path for run in runs.values()}) == 3
-    assert runs["fewer"].variant == "data.validation_images=50"
-    assert re.fullmatch("weights=[0-9a-f]{8}", runs["other"].variant)
+    assert {name: run.variant for name, run in runs.items()} == dict.fromkeys(runs, "") | {
+        "fewer": "data.validation_images=50"
+    }
+    assert len({run.path for run in runs.values()}) == 2
 
     run, content = runs["plain"], json.loads((ROOT / "results/glyphs/runs/resnet18-bitsplit-w4a4-s0.json").read_text())
     record.write(run.path, content)
-    assert run.existing_record()["metrics"] == content["metrics"]
+    assert run.existing_record()["metrics"] == runs["own"].existing_record()["metrics"] == content["metrics"]
+    assert runs["fewer"].existing_record() is None
+    with pytest.raises(InputError, match="record of other weights"):
+        runs["other"].existing_record()
     content["config"]["data"]["resize"] = 128
     content["config_hash"] = record.config_hash(content["config"])
     record.write(run.path, content)

@@ -110,7 +110,6 @@ def equal_variants() -> list[dict]:
         make_run(method="aciq", top1=4.0, variant=f"{reestimated}-method.prior=gauss"),
         make_run(method="aciq", top1=5.0, variant=f"calibration.patches=100-{reestimated}"),
         make_run(method="aciq", top1=6.0, variant=f"data.validation_images=200-{reestimated}"),
-        make_run(method="aciq", top1=7.0, variant=f"weights=0123abcd-{reestimated}"),
         with_bits_for_layers(make_run(method="aciq", top1=8.0, variant=f"{reestimated}-layer4.*=w8a8")),
     ]
 
