@@ -162,8 +162,9 @@ def shifted_batch_norm(
 ) -> BatchNormStatistics:
     """The trained statistics moved by what quantization changes on the same images.
 
-    Means move by the difference, variances by the ratio, which keeps them positive. Images that differ from the
-    training set's (few, or compressed again) so cannot pull the statistics away by themselves.
+    Means move by the difference, variances by the ratio, which keeps them positive, but for channels that rounding has
+    silenced. Images that differ from the training set's (few, or compressed again) so cannot pull the statistics away
+    by themselves.
     """
     shifted = {}
     for name, (mean, variance) in trained.items():

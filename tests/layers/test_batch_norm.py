@@ -213,3 +213,27 @@ def test_what_follows_the_last_batch_norm_runs_once_only(twice, heads):
     assert network.heads == heads
     assert all(torch.equal(*pair) for pair in zip(network.buffers(), expected.buffers(), strict=True))
     assert not network.backbone[1]._forward_hooks
+
+
+def test_a_channel_that_rounding_has_silenced_keeps_its_variance():
+    one = torch.ones(2)
+    trained, measured = {"norm": (one, 4 * one)}, {"norm": (2 * one, 5 * one)}
+    quantized = {"norm": (torch.tensor([3.0, 2.0]), torch.tensor([10.0, 1e-9]))}
+    mean, variance = shifted_batch_norm(trained, measured, quantized)["norm"]
+    torch.testing.assert_close(mean, torch.tensor([2.0, 1.0]))
+    torch.testing.assert_close(variance, torch.tensor([8.0, 4.0]))
+
+
+def test_a_frozen_layer_goes_on_using_its_own_statistics():
+    class Frozen(nn.BatchNorm2d):
+        def train(self, mode=True):
+            return super().train(False)
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), Frozen(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
+    network[1].running_mean.normal_(), network[1].running_var.uniform_(0.1, 9)
+    batches = [torch.randn(8, 3, 6, 6) for _ in range(3)]
+    expected = torch.stack([network[:3](batch).mean((0, 2, 3)) for batch in batches]).mean(dim=0)
+    means = {name: mean for name, (mean, _) in measure_batch_norm(network, batches, 3).items()}
+    torch.testing.assert_close(means["3"], expected.detach())
+    torch.testing.assert_close(means["1"], network[1].running_mean)
