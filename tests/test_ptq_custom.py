@@ -237,3 +237,16 @@ def test_expanded_inputs_are_not_rounded_in_place():
     for convention in ("brecq", "qdrop"):
         quantized = bitsplit.quantize(network, [x], 8, 8, settings=Settings(convention=convention))
         assert error_of(network, quantized, x) < 2e-2
+
+
+def test_layers_with_layers_inside_are_refused():
+    class Adapted(nn.Linear):
+        def __init__(self, size):
+            super().__init__(size, size)
+            self.low, self.high = nn.Linear(size, 2, bias=False), nn.Linear(2, size, bias=False)
+
+        def forward(self, x):
+            return super().forward(x) + self.high(self.low(x))
+
+    with pytest.raises(InputError, match=r"1 is a layer with others inside \(low\)"):
+        bitsplit.quantize(nn.Sequential(nn.Linear(4, 4), Adapted(4), nn.Linear(4, 2)), [torch.randn(8, 4)], 8, 8)

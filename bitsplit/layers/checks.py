@@ -49,8 +49,7 @@ def check_network(model: object) -> None:
     if not result and (taken := [name for name in _OWN_NAMES if hasattr(model, name)]):
         raise InputError(f"the network has a {taken[0]} of its own, a name that the result needs: wrap it in a module")
     for name, module in model.named_modules():
-        inside = [part for part, child in module.named_modules() if child is not module and isinstance(child, WEIGHTED)]
-        if isinstance(module, WEIGHTED) and inside:
+        if isinstance(module, WEIGHTED) and (inside := _weighted_inside(module)):
             raise InputError(f"{name} is a layer with others inside ({inside[0]}), as adapters have: merge them first")
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
@@ -83,3 +82,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or not one.is_floating_point():
         return torch.equal(one, other)
     return torch.allclose(one, other, equal_nan=True)
+
+
+def _weighted_inside(layer: nn.Module) -> list[str]:
+    return [name for name, child in layer.named_modules() if child is not layer and isinstance(child, WEIGHTED)]
