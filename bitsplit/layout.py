@@ -26,6 +26,11 @@ def grouped_weight(layer: nn.Module) -> Tensor:
     return grouped(layer.weight.detach(), layer).contiguous()
 
 
+def trailing_dimensions(layer: nn.Module) -> int:
+    """How many dimensions come behind the channels' in what the layer reads."""
+    return 0 if isinstance(layer, nn.Linear) else 2
+
+
 def by_column(values: Tensor, rows: Tensor) -> Tensor:
     """Values by input channel (C, ...) at the columns (G, 1, N) of rows (G, K, N), weights or patches; a scalar as it
     is."""

@@ -10,10 +10,9 @@ from pathlib import Path
 import numba
 import torch
 from hydra import initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
-from bitsplit.errors import InputError, one_line
+from bitsplit.errors import one_line
+from bitsplit.runs.sweep import EXPECTED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,7 +47,7 @@ def in_one_line(main: Callable[[], int | None]) -> Callable[[], int]:
     def run() -> int:
         try:
             return main() or 0
-        except (InputError, HydraException, OmegaConfBaseException) as error:
+        except EXPECTED as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
 

@@ -79,9 +79,10 @@ class Run:
 
         Raises InputError where the record in its place is of other images or weights, and would be lost.
         """
-        there, identity = record.read(self.path), self.identity
+        there = record.read(self.path)
         if there is None or (force and (force == 1 or self.path.stat().st_mtime < force)):
             return None
+        identity = self.identity  # which asks the data's files
         if there["config_hash"] == record.config_hash(identity):
             return there
         parts = {"data": "images or preprocessing", "model": "weights"}

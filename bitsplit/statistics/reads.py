@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitsplit.layers.batch_norm import norms_by_mean
-from bitsplit.layout import WEIGHTED, by_column, grouped, ungrouped, weighted_layers
+from bitsplit.layout import WEIGHTED, by_column, grouped, trailing_dimensions, ungrouped, weighted_layers
 from bitsplit.statistics.capture import LayerCall, NumberedCalls
 
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
@@ -44,11 +44,11 @@ class LayerReads:
 @torch.no_grad()
 def measure_reads(network: nn.Module, images: Tensor) -> dict[str, LayerReads]:
     """The reads of every layer that a forward of `images` calls, in the order of the first calls."""
-    special: dict[str, tuple[tuple, dict]] = {}  # what subclasses with a forward of their own are given
+    given: dict[nn.Module, tuple[tuple, dict]] = {}  # to subclasses with a forward of their own
     names = {module: name for name, module in weighted_layers(network).items() if not _has_torchs_forward(module)}
 
     def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        special[names[module]] = args, kwargs
+        given[module] = args, kwargs
 
     hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in names]
     try:
@@ -59,8 +59,7 @@ def measure_reads(network: nn.Module, images: Tensor) -> dict[str, LayerReads]:
     calls = _ReadCalls(network)
     with calls:
         network(images)
-    modules = {name: module for module, name in names.items()}
-    rewritten = {name for name, given in special.items() if not _is_plain(modules[name], *given)}
+    rewritten = {names[module] for module, arguments in given.items() if not _is_plain(module, *arguments)}
     return {name: replace(reads, plain=name not in rewritten) for name, reads in calls.reads().items()}
 
 
@@ -71,16 +70,15 @@ def _has_torchs_forward(layer: nn.Module) -> bool:
 def _is_plain(layer: nn.Module, args: tuple, kwargs: dict) -> bool:
     """Whether scales by channel can move from a layer's input x into its weight: where its forward pads x, but not
     where it normalises it, adds it to the output or joins it to something else, which must see x as it is."""
-    args = args or (kwargs.pop("input"),)
-    x, others = args[0], args[1:]
-    channels = x.shape[-1 if isinstance(layer, nn.Linear) else -3]
-    scale = torch.where(torch.arange(channels, device=x.device) % 2 == 0, 2.0, 0.5).to(
-        x.dtype
-    )  # exact in every product
+    x, *others = args or (kwargs.pop("input"),)
+    trailing = trailing_dimensions(layer)
+    channels = x.shape[-1 - trailing]
+    # Powers of two, which are exact in every product.
+    scale = torch.where(torch.arange(channels, device=x.device) % 2 == 0, 2.0, 0.5).to(x.dtype)
     weight = grouped(layer.weight, layer)
     if weight.shape[0] * weight.shape[-1] % channels:
         return False
-    by_channel = scale.reshape(-1, *[1] * (0 if isinstance(layer, nn.Linear) else 2))
+    by_channel = scale.reshape(-1, *[1] * trailing)
     scaled = ungrouped(weight * by_column(scale, weight), layer)
     before = layer(x.clone(), *others, **kwargs)
     after = torch.func.functional_call(layer, {"weight": scaled}, (x / by_channel, *others), kwargs)

@@ -6,6 +6,7 @@ from torch import nn
 
 from bitsplit.layers.inputs import InputQuantizer
 from bitsplit.layers.quantized import QuantizedLayer, put_input_quantizers, wrap_layer
+from bitsplit.layout import trailing_dimensions
 from bitsplit.plan import Plan
 from bitsplit.progress import progress
 from bitsplit.settings import FLOAT_BITS
@@ -47,7 +48,7 @@ def quantize_inputs(
     counts = sizes.samples, plan.method.channel_samples
     samples = collect_samples(network, layers, batches.first(total), total, *counts, plan.settings.seed)
     # Channels lie elsewhere in a convolution's input than in a linear layer's: their number of trailing dimensions.
-    positions = {name: 0 if isinstance(layer, nn.Linear) else 2 for name, layer in layers.items()}
+    positions = {name: trailing_dimensions(layer) for name, layer in layers.items()}
     sharing: dict[tuple, list[str]] = {}
     for name in names:
         reads = plan.same_reads(name) if statistics.layers[name].calls else name

@@ -14,7 +14,7 @@ from bitsplit.errors import InputError
 from bitsplit.layers.batch_norm import batch_norms
 from bitsplit.layers.inputs import InputQuantizer
 from bitsplit.layers.quantized import QuantizedLayer, put_input_quantizers, put_weights, wrap_layer
-from bitsplit.layout import by_column, grouped_weight, ungrouped, weighted_layers
+from bitsplit.layout import by_column, grouped_weight, trailing_dimensions, ungrouped, weighted_layers
 from bitsplit.methods.base import Codes
 from bitsplit.plan import Plan
 from bitsplit.progress import progress
@@ -141,7 +141,7 @@ class _LockstepWork:
         return single and all(self._plan.layers[name].wbits != FLOAT_BITS for name in readers)
 
     def _key(self, name: str, number: int) -> tuple[int, int, int]:
-        positions = 0 if isinstance(self._originals[name], nn.Linear) else 2
+        positions = trailing_dimensions(self._originals[name])
         return self._plan.reads[name].tensors[number], self._plan.layers[name].abits, positions
 
     def _keys(self, name: str) -> tuple[tuple[int, int, int], ...]:

@@ -12,7 +12,7 @@ import bitsplit
 from bitsplit.errors import InputError
 from bitsplit.export.page import charts, words
 from bitsplit.export.page.facts import LayerFacts, Size, facts_of_layers, usual_bits, weights_by_bits
-from bitsplit.files import check_writable, user_path, write_text
+from bitsplit.files import output_file, write_text
 from bitsplit.settings import FLOAT_BITS
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -39,11 +39,7 @@ def write_page(qmodel: nn.Module, path: str | Path, metrics: Mapping[str, Mappin
     InputError for a network without a report, other metrics, or a path that cannot be written.
     """
     text = _page(qmodel, _checked_metrics(metrics))
-    path = user_path(str(path))
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the page a file name, such as {path / 'page.html'}")
-    check_writable(path.parent, "give the page another path")
-    write_text(path, text)
+    write_text(output_file(path), text)
 
 
 def _checked_metrics(metrics: object) -> dict[str, Mapping]:
