@@ -82,6 +82,7 @@ def imagenet(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_torchvisions_imagenet_folder_is_taken_as_it_is(command, imagenet, resnet18_weights, tmp_path):
     assert {"train", "val", "meta.bin", "ILSVRC2012_img_val.tar"} <= {path.name for path in imagenet.iterdir()}
     done = command(*NETWORK, *SMALL, "data=imagenet", f"data.root={imagenet}", f"model.weights={resnet18_weights}")

@@ -98,7 +98,8 @@ def _extend_paths(target, sums, lower, pivots, cost, codes, parents, alive, high
             g, row = (first + i) // rows, (first + i) % rows
             for path in range(count):
                 price[path, i] = cost[g, row, path]
-                tree[now, i, path] = sums[g, row, path]
+                for k in range(columns):
+                    tree[now, i, path, k] = sums[g, row, path, k]
         for n in range(columns - 1, -1, -1):
             for i in range(width):
                 g, row = (first + i) // rows, (first + i) % rows
@@ -152,7 +153,9 @@ def _read_back(price, choice, origin, count, cost, codes, parents):
             place = origin[n, place]
         parents[path] = place
     for path in range(count, paths):
-        cost[path], codes[path], parents[path] = np.inf, codes[0], parents[0]
+        cost[path], parents[path] = np.inf, parents[0]
+        for n in range(columns):
+            codes[path, n] = codes[0, n]
 
 
 @numba.njit(forceinline=True)

@@ -67,6 +67,7 @@ def test_functional_transforms_see_the_operator():
     assert torch.equal(traced(2 * TEST), quantizer(2 * TEST))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_the_compiler_writes_code_around_the_operator():
     channels = TEST.shape[1]

@@ -98,6 +98,7 @@ def test_sweeps_that_are_given_one_folder_count_their_own_cells(tmp_path, launch
     assert "started" not in second.stdout + stdout
 
 
+@pytest.mark.slow
 def test_what_a_killed_sweep_left_is_not_counted_and_goes(tmp_path):
     folder = tmp_path / "sweep"
     killed = started(tmp_path, f"hydra.sweep.dir={folder}", "wbits=1,9,4,8")

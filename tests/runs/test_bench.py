@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT, SMALL, environment
 
 from bitsplit.data.glyphs import glyphs_folder
@@ -28,6 +29,7 @@ runpy.run_path("run.py", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_processes_evaluate_the_float_network_and_solve_weights_once_in_all(tmp_path):
     """Each cell alone would evaluate it twice, as it is and re-estimated, and solve its weights; nothing else of it
     changes."""

@@ -142,6 +142,7 @@ def test_joblib_sweep(tmp_path, uninterrupted):
     assert outcomes(results) == uninterrupted
 
 
+@pytest.mark.slow
 def test_joblib_sweep_over_image_files(command, imagenet_root, mobilenet):
     """Workers of the sweep start workers of their own, which decode the images."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `joblib`")
@@ -198,6 +199,7 @@ def test_wandb_that_fails_loses_no_record(tmp_path):
     assert len(outcomes(results)) == 1
 
 
+@pytest.mark.slow
 def test_wandb_offline_has_one_run_a_cell_in_one_group(tmp_path):
     # Figures show the methods' own settings on all images only, so nothing is made smaller here.
     cells = ["-m", "data=glyphs", "method=tflite", "wbits=4,8", "abits=32"]

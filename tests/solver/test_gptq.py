@@ -64,12 +64,12 @@ def test_more_paths_come_nearer_and_enough_of_them_find_the_nearest_point():
         scale = Grid(2).scale_by_alternation(weight)
         target = target / scale.unsqueeze(-1)
         upper = lower.mT * pivots.sqrt().unsqueeze(-1)  # R
-        everything = torch.cartesian_prod(*[torch.tensor([-1.0, 0, 1], dtype=torch.float64)] * 7)
+        everything = torch.cartesian_prod(*[torch.tensor([-1.0, 0, 1], dtype=torch.float64)] * 7)[:, None, None]
 
         def distance(codes, upper=upper, target=target):
             return ((codes - target) @ upper.mT).square().sum(dim=-1)
 
-        nearest = torch.stack([distance(codes) for codes in everything]).amin(dim=0)
+        nearest = distance(everything).amin(dim=0)
         distances = [distance(k_best(target, lower, pivots, 1, paths)) for paths in (1, 4, 128)]
         nearer.append([(reached <= nearest + 1e-9).double().mean().item() for reached in distances])
     one, four, all_pairs = np.mean(nearer, axis=0)
