@@ -9,6 +9,7 @@ from torch import Tensor
 
 _MOST_ALTERNATIONS = 1000  # a guard only: fixed points come after tens of steps
 _LONGEST_CYCLE = 5  # of the last digit
+_STARTS = 24  # between the scales that the two sides of a zero point ask for
 
 
 @dataclass(frozen=True)
@@ -92,42 +93,63 @@ class Grid:
 
         Alternates codes = quantize(x / scale) and scale = xᵀcodes / codesᵀcodes, from `scale_by_max`, until a row's
         scale is one of its last five (the alternation can cycle in the last digit). This is the paper's weight
-        initialisation `fwa` and its activation calibration. On the CPU, wherever the values are.
+        initialisation `fwa` and its activation calibration. With a zero point each side asks for a scale of its own,
+        and the alternation hardly leaves the one it starts from: that is then the best of some between the two. On the
+        CPU, wherever the values are.
         """
         scale = self.scale_by_max(values)
         rows = values.detach().reshape(scale.numel(), values.shape[-1]).cpu()
         sides = [(rows, self.high), (-rows, self.zero)] if self.zero else [(self.magnitude(rows), self.high)]
         magnitudes = torch.stack([side for side, _ in sides]).numpy()
         magnitudes.sort(axis=-1)
-        found = scale.flatten().double().cpu().numpy()
-        _alternate(magnitudes, np.array([high for _, high in sides], np.float64), self.least, found)
+        highs, found = np.array([high for _, high in sides], np.float64), scale.flatten().double().cpu().numpy()
+        shares = 1.0
+        if self.zero and magnitudes.size:
+            own = magnitudes[:, :, -1] / highs[:, None]
+            least = np.where(own.min(axis=0) > 0, own.min(axis=0), own.max(axis=0)) / found
+            shares = least[:, None] ** np.linspace(0, 1, _STARTS)
+        _alternate(magnitudes, highs, self.least, found[:, None] * shares, found)
         return torch.from_numpy(found).reshape(scale.shape).to(scale)
 
 
-# for every row:   repeat:   α ← Σ|x||q| / Σq²   until α is one of its last five
-# |q| is `least` plus the number of boundaries (k − ½)·α, k = least + 1 … high, that |x| reaches. So on sorted values,
-# with above_i = Σ_j≥i |x_j| and i_k the first |x| that reaches boundary k, nothing is rounded anew at a step:
-#     Σ|x||q| = least · above_0 + Σ_k above_i_k       Σq² = least² · n + Σ_k (2k − 1)(n − i_k)
+# for every row:   α ← the start of least squared error;   repeat:   α ← Σ|x||q| / Σq²   until α is one of its last five
 @numba.njit(parallel=True, cache=True)
-def _alternate(ordered, highs, least, scale):
-    """In place on scale (rows,). ordered (sides, rows, n): ascending magnitudes of the values on a side of zero, or on
-    both where they count alike; highs (sides,): its greatest code. There are two sides only where `least` is 0."""
+def _alternate(ordered, highs, least, starts, scale):
+    """In place on scale (rows,), from starts (rows, some). ordered (sides, rows, n): ascending magnitudes of the values
+    on a side of zero, or on both where they count alike; highs (sides,): its greatest code. There are two sides only
+    where `least` is 0."""
     sides, rows, count = ordered.shape
     for row in numba.prange(rows):
         above = np.zeros((sides, count + 1))
         for side in range(sides):
             for i in range(count - 1, -1, -1):
                 above[side, i] = above[side, i + 1] + ordered[side, row, i]
+        explained = -1.0  # of Σx², by the best scale for a start's codes
+        for start in starts[row]:
+            products, power = _code_sums(ordered[:, row], above, highs, least, start)
+            if explained < 0 or products * products > explained * power:
+                explained, scale[row] = products * products / max(power, 1.0), start
         recent = np.zeros(_LONGEST_CYCLE)
         for step in range(_MOST_ALTERNATIONS):
             recent[step % _LONGEST_CYCLE] = scale[row]
-            products, power = least * above[:, 0].sum(), least**2 * count
-            for side in range(sides):
-                for k in np.arange(least + 1, highs[side] + 1):
-                    first = np.searchsorted(ordered[side, row], (k - 0.5) * scale[row])
-                    products += above[side, first]
-                    power += (2 * k - 1) * (count - first)
+            products, power = _code_sums(ordered[:, row], above, highs, least, scale[row])
             if products > 0:  # a row of zeros keeps its scale
                 scale[row] = products / power
             if (recent == scale[row]).any():
                 break
+
+
+# |q| is `least` plus the number of boundaries (k − ½)·α, k = least + 1 … high, that |x| reaches. So on sorted values,
+# with above_i = Σ_j≥i |x_j| and i_k the first |x| that reaches boundary k, nothing is rounded anew at a step:
+#     Σ|x||q| = least · above_0 + Σ_k above_i_k       Σq² = least² · n + Σ_k (2k − 1)(n − i_k)
+@numba.njit
+def _code_sums(ordered, above, highs, least, scale):
+    """Σ|x||q| and Σq² of one row, ordered (sides, n)."""
+    sides, count = ordered.shape
+    products, power = least * above[:, 0].sum(), least**2 * count
+    for side in range(sides):
+        for k in np.arange(least + 1, highs[side] + 1):
+            first = np.searchsorted(ordered[side], (k - 0.5) * scale)
+            products += above[side, first]
+            power += (2 * k - 1) * (count - first)
+    return products, power
