@@ -93,10 +93,13 @@ class Method:
         """Scale of one layer's input quantizer, () or one for each input channel (C,), from a sample of its values."""
         raise NotImplementedError
 
-    def folded_scale(self, samples: InputSamples, grid: Grid, readers: Sequence[tuple[Tensor, int]]) -> Tensor:
-        """Scale of each input channel (C,) that is moved into the weights which read it; readers: these weights
-        (G, M, N) and their bits."""
-        return self.calibrate_activations(samples, grid)
+    def folded_input(
+        self, samples: InputSamples, bits: int, signed: bool, readers: Sequence[tuple[Tensor, int]]
+    ) -> tuple[Grid, Tensor]:
+        """Grid of one layer's input, and the scale of each input channel (C,) that is moved into the weights which read
+        it; readers: these weights (G, M, N) and their bits."""
+        grid = self.input_grid(samples, bits, signed)
+        return grid, self.calibrate_activations(samples, grid)
 
     refine: ClassVar[Callable | None] = None
     """`refine(weights, inputs, loss)` changes RefinableWeights and RefinableInputs so that `loss(n)`, the quantized

@@ -2,8 +2,8 @@
 error made up for, and activation scales by channel that are moved into the weights."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -20,8 +20,8 @@ from bitsplit.statistics.samples import InputSamples
 
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # e, of a channel's own scale
 _SOLVED = 0.25  # about what the solver leaves of the error that rounding the weights would make
-_ZERO_POINTS = 32  # that are tried, at most
-_VALUES = 20_000  # of an input, that they are tried on
+_ZERO_POINTS = 16  # that are tried, about
+_FEW = (1_000, 64)  # values of each channel, and channels, that they are tried on
 _ROWS = 64  # of a weight, at most, that the scales by channel are tried on
 
 
@@ -54,25 +54,38 @@ class BitSplitPlus(BitSplitPerChannel):
         return super().solve_weights(compensating(stats, weight, self.compensation, self.damping), weight, bits)
 
     def input_grid(self, samples: InputSamples, bits: int, signed: bool) -> Grid:
-        symmetric = Grid(bits, signed)
-        if not signed or self.symmetric_inputs:
-            return symmetric
-        values = samples.values.flatten()
-        values = values[:: -(-len(values) // _VALUES)]
-        step = max(1, 2**bits // _ZERO_POINTS)
-        grids = [symmetric, *(Grid(bits, False, zero) for zero in range(step, 2**bits - 1, step))]
-        return min(grids, key=lambda grid: _squared_error(grid, values))
+        few = _few(samples)
+        return self._least_error(few, bits, signed, lambda grid: grid.scale_by_alternation(few.values.flatten()))
 
-    def folded_scale(self, samples: InputSamples, grid: Grid, readers: Sequence[tuple[Tensor, int]]) -> Tensor:
-        """Scales s_c^e · s^(1−e) between the layer's (e = 0) and each channel's own (e = 1), with the e that costs the
-        layers' outputs least: finer inputs mean weights of a wider range."""
+    def folded_input(
+        self, samples: InputSamples, bits: int, signed: bool, readers: Sequence[tuple[Tensor, int]]
+    ) -> tuple[Grid, Tensor]:
+        """The grid of least squared error under a scale for each channel, and scales s_c^e · s^(1−e) between the
+        layer's (e = 0) and each channel's own (e = 1), with the e that costs the layers' outputs least: finer inputs
+        mean weights of a wider range."""
+        few = _few(samples)
+        grid = self._least_error(few, bits, signed, lambda grid: self.calibrate_activations(few, grid))
         layer, own = BitSplit.calibrate_activations(self, samples, grid), self.calibrate_activations(samples, grid)
         scales = [own**share * layer ** (1 - share) for share in _SHARES]
-        few = [
+        weights = [
             (weight[:, :: -(-weight.shape[1] // _ROWS)], Grid(bits, midrise=self.midrise), weight.shape[1])
             for weight, bits in readers
         ]
-        return min(scales, key=lambda scale: sum(_output_error(samples, grid, scale, *reader) for reader in few))
+        return grid, min(scales, key=lambda scale: sum(_output_error(samples, grid, scale, *part) for part in weights))
+
+    def _least_error(self, samples: InputSamples, bits: int, signed: bool, scale: Callable[[Grid], Tensor]) -> Grid:
+        """With a zero point where the input has both signs, the one of least squared error with each grid's `scale`."""
+        if not signed or self.symmetric_inputs:
+            return Grid(bits, signed)
+        step = max(1, 2**bits // _ZERO_POINTS)
+        grids = [Grid(bits), *(Grid(bits, False, zero) for zero in range(step, 2**bits - 1, step))]
+        return min(grids, key=lambda grid: _squared_error(grid, samples.values, scale(grid)))
+
+
+def _few(samples: InputSamples) -> InputSamples:
+    """Some values of some channels, enough to tell grids apart."""
+    rows, columns = (max(1, have // some) for have, some in zip(samples.values.shape, _FEW, strict=True))
+    return replace(samples, values=samples.values[::rows, ::columns])
 
 
 def _output_error(samples: InputSamples, grid: Grid, scale: Tensor, weight: Tensor, weights: Grid, rows: int) -> float:
@@ -93,6 +106,5 @@ def _channel_power(weight: Tensor, channels: int) -> Tensor:
     return weight.square().sum(dim=1).reshape(channels, -1).sum(dim=1)
 
 
-def _squared_error(grid: Grid, values: Tensor) -> float:
-    scale = grid.scale_by_alternation(values)
+def _squared_error(grid: Grid, values: Tensor, scale: Tensor) -> float:
     return (grid.quantize(values, scale) * scale - values).square().sum().item()

@@ -120,16 +120,18 @@ class _LockstepWork:
             values = self._sampled(stop.name, calls)
             samples = InputSamples(values, low, high)
             method, (_, abits, positions) = self._plan.method, key
-            grid = method.input_grid(samples, abits, samples.low < 0)
+            signed = samples.low < 0
             readers = [name for name in self._plan.reads if key in self._keys(name)]
             folded = method.folded and self._can_fold(readers)
             if folded:
                 weights = [(grouped_weight(self._originals[name]), self._plan.layers[name].wbits) for name in readers]
-                scale = method.folded_scale(samples, grid, weights)
-            elif method.folded:
-                scale = grid.scale_by_alternation(samples.values.flatten())
+                grid, scale = method.folded_input(samples, abits, signed, weights)
             else:
-                scale = method.calibrate_activations(samples, grid)
+                grid = method.input_grid(samples, abits, signed)
+                if method.folded:  # scales by channel could not be moved into the weights
+                    scale = grid.scale_by_alternation(values.flatten())
+                else:
+                    scale = method.calibrate_activations(samples, grid)
             ways = folded, self._plan.settings.quantized_shortcuts, (low, high)
             self._quantizers[key] = InputQuantizer(grid, scale, positions, *ways), samples
         return self._quantizers[key][0]

@@ -1,0 +1,64 @@
+"""The grids of what bit-split-plus reads: which zero point, for one scale and for a scale by channel."""
+
+import pytest
+import torch
+
+from bitsplit.grid import Grid
+from bitsplit.methods.bitsplit_plus import BitSplitPlus
+from bitsplit.statistics.samples import InputSamples
+
+WEIGHT = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(1))
+
+
+def sampled(values):
+    return InputSamples(values, values.min().item(), values.max().item())
+
+
+def error(grid, values, scale):
+    return (grid.quantize(values, scale) * scale - values).square().sum().item()
+
+
+def one_scale(grid, values):
+    return grid.scale_by_alternation(values.flatten())
+
+
+def after_silu(shape):
+    return torch.nn.functional.silu(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+
+
+def test_inputs_of_both_signs_get_the_zero_point_of_least_error():
+    values, plain = after_silu((400, 8)), Grid(4)
+    grid = BitSplitPlus().input_grid(sampled(values), 4, signed=True)
+    assert grid.zero > 0
+    assert error(grid, values, one_scale(grid, values)) < 0.5 * error(plain, values, one_scale(plain, values))
+    assert BitSplitPlus(symmetric_inputs=True).input_grid(sampled(values), 4, signed=True) == plain
+    assert BitSplitPlus().input_grid(sampled(values), 4, signed=False) == Grid(4, signed=False)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("first", [1.0, -1.0])
+def test_every_channel_has_a_say_in_the_zero_point(first, bits):
+    """The first channel has one sign, all others the other one, and there are so many values that few are tried."""
+    values = torch.randn(20_000, 16, generator=torch.Generator().manual_seed(0)).abs() * -first
+    values[:, 0] *= -0.1
+    grid = BitSplitPlus().input_grid(sampled(values), bits, signed=True)
+    best = min(
+        error(other, values, one_scale(other, values))
+        for other in [Grid(bits, False, zero) for zero in (1, 2**bits - 2)]
+    )
+    assert error(grid, values, one_scale(grid, values)) < 1.1 * best
+    folded, scale = BitSplitPlus().folded_input(sampled(values), bits, True, [(WEIGHT, 4)])
+    assert scale.shape == (16,) and error(folded, values, scale) < 1.1 * best
+
+
+def test_a_zero_point_for_scales_by_channel_is_chosen_under_them():
+    """Behind SiLU all channels reach down to −0.28, so that those of a short reach upwards need a high zero point."""
+    values = after_silu((10_000, 16)) * torch.tensor([1.0] + [0.2] * 15)
+    samples = sampled(values)
+    grid, _ = BitSplitPlus().folded_input(samples, 4, True, [(WEIGHT, 4)])
+    own = BitSplitPlus().calibrate_activations(samples, grid)
+    errors = [
+        error(other, values, BitSplitPlus().calibrate_activations(samples, other))
+        for other in [Grid(4), *(Grid(4, False, zero) for zero in range(1, 15))]
+    ]
+    assert error(grid, values, own) < 1.05 * min(errors)
