@@ -62,16 +62,23 @@ class BitSplitPlus(BitSplitPerChannel):
     ) -> tuple[Grid, Tensor]:
         """The grid of least squared error under a scale for each channel, and scales s_c^e · s^(1−e) between the
         layer's (e = 0) and each channel's own (e = 1), with the e that costs the layers' outputs least: finer inputs
-        mean weights of a wider range."""
-        few = _few(samples)
+        mean weights of a wider range. What one half of the sample chooses is judged on the other: values beyond all of
+        a channel's sample are clipped, which costs most where there are few, and which the sample itself never shows.
+        """
+        few, values, half = _few(samples), samples.values, len(samples.values) // 2
         grid = self._least_error(few, bits, signed, lambda grid: self.calibrate_activations(few, grid))
-        layer, own = BitSplit.calibrate_activations(self, samples, grid), self.calibrate_activations(samples, grid)
-        scales = [own**share * layer ** (1 - share) for share in _SHARES]
+        first, held_back = (replace(samples, values=part) for part in (values[: max(1, half)], values[half:]))
         weights = [
             (weight[:, :: -(-weight.shape[1] // _ROWS)], Grid(bits, midrise=self.midrise), weight.shape[1])
             for weight, bits in readers
         ]
-        return grid, min(scales, key=lambda scale: sum(_output_error(samples, grid, scale, *part) for part in weights))
+
+        def scales(part: InputSamples) -> list[Tensor]:
+            layer, own = BitSplit.calibrate_activations(self, part, grid), self.calibrate_activations(part, grid)
+            return [own**share * layer ** (1 - share) for share in _SHARES]
+
+        errors = [sum(_output_error(held_back, grid, scale, *reader) for reader in weights) for scale in scales(first)]
+        return grid, scales(samples)[errors.index(min(errors))]
 
     def _least_error(self, samples: InputSamples, bits: int, signed: bool, scale: Callable[[Grid], Tensor]) -> Grid:
         """With a zero point where the input has both signs, the one of least squared error with each grid's `scale`."""

@@ -62,3 +62,22 @@ def test_a_zero_point_for_scales_by_channel_is_chosen_under_them():
         for other in [Grid(4), *(Grid(4, False, zero) for zero in range(1, 15))]
     ]
     assert error(grid, values, own) < 1.05 * min(errors)
+
+
+@pytest.mark.parametrize("count", [64, 500])
+def test_scales_of_few_values_clip_no_others(count):
+    """The largest values of a channel are not in a small sample, and its own scale would clip them."""
+    values = torch.randn(count, 64, generator=torch.Generator().manual_seed(0)).abs().pow(3)
+    others = torch.randn(50_000, 64, generator=torch.Generator().manual_seed(1)).abs().pow(3)
+    weight = torch.randn(1, 8, 64, generator=torch.Generator().manual_seed(2))
+    method, samples = BitSplitPlus(), sampled(values)
+    grid, scale = method.folded_input(samples, 8, False, [(weight, 8)])
+    own = method.calibrate_activations(samples, grid)
+    assert error(grid, others, scale) < 0.7 * error(grid, others, own)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_single_value_of_each_channel_is_enough(signed):
+    values = torch.tensor([[1.0, 2.0, -0.5 if signed else 0.5]])
+    grid, scale = BitSplitPlus().folded_input(sampled(values), 8, signed, [(WEIGHT[..., :3], 8)])
+    assert error(grid, values, scale) < 1e-3
