@@ -103,7 +103,7 @@ class Grid:
         magnitudes = torch.stack([side for side, _ in sides]).numpy()
         magnitudes.sort(axis=-1)
         highs, found = np.array([high for _, high in sides], np.float64), scale.flatten().double().cpu().numpy()
-        shares = 1.0
+        shares = np.empty((len(found), 0))
         if self.zero and magnitudes.size:
             own = magnitudes[:, :, -1] / highs[:, None]
             least = np.where(own.min(axis=0) > 0, own.min(axis=0), own.max(axis=0)) / found
@@ -115,20 +115,20 @@ class Grid:
 # for every row:   α ← the start of least squared error;   repeat:   α ← Σ|x||q| / Σq²   until α is one of its last five
 @numba.njit(parallel=True, cache=True)
 def _alternate(ordered, highs, least, starts, scale):
-    """In place on scale (rows,), from starts (rows, some). ordered (sides, rows, n): ascending magnitudes of the values
-    on a side of zero, or on both where they count alike; highs (sides,): its greatest code. There are two sides only
-    where `least` is 0."""
+    """In place on scale (rows,), from the best of starts (rows, some), or from `scale` itself where there are none.
+    ordered (sides, rows, n): ascending magnitudes of the values on a side of zero, or on both where they count alike;
+    highs (sides,): its greatest code. There are two sides only where `least` is 0."""
     sides, rows, count = ordered.shape
     for row in numba.prange(rows):
         above = np.zeros((sides, count + 1))
         for side in range(sides):
             for i in range(count - 1, -1, -1):
                 above[side, i] = above[side, i + 1] + ordered[side, row, i]
-        explained = -1.0  # of Σx², by the best scale for a start's codes
+        explained = 0.0  # of Σx², by the best scale for a start's codes
         for start in starts[row]:
             products, power = _code_sums(ordered[:, row], above, highs, least, start)
-            if explained < 0 or products * products > explained * power:
-                explained, scale[row] = products * products / max(power, 1.0), start
+            if products * products > explained * power:
+                explained, scale[row] = products * products / power, start
         recent = np.zeros(_LONGEST_CYCLE)
         for step in range(_MOST_ALTERNATIONS):
             recent[step % _LONGEST_CYCLE] = scale[row]
