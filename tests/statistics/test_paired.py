@@ -37,6 +37,23 @@ def test_moments_in_parts_are_those_of_all_patches(patches, centred, more):
     assert torch.allclose(stats.energy, target.square().mean(dim=1)) and stats.n == 50
 
 
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("channels", [slice(None), slice(1)], ids=["all", "one"])
+def test_inputs_far_from_zero_keep_their_digits(patches, centred, channels):
+    """In raw counts of a sensor, say: against the same in double precision, from which float32 sums were far."""
+    weight, x, read, _ = patches
+    for values in (x, read):
+        values[..., channels] += 8000
+    exact, moments = PairedMoments(weight), PairedMoments(weight.float())
+    for part in (slice(0, 7), slice(7, 50)):
+        exact.add(x[:, part], read[:, part])
+        moments.add(x[:, part].float(), read[:, part].float())
+    for name in ("gram", "cross", "energy"):
+        expected, found = (getattr(some.stats(centred), name) for some in (exact, moments))
+        assert (found.double() - expected).abs().max() < 0.01 * expected.abs().max(), name
+    assert torch.allclose(moments.mean_error(weight.float()).double(), exact.mean_error(weight), atol=0.02)
+
+
 @pytest.mark.parametrize("share, damping", [(0.0, 0.0), (0.5, 0.0), (0.5, 0.1), (1.0, 0.0)])
 def test_compensation_is_least_squares_towards_the_blended_target(patches, share, damping):
     weight, x, read, _ = patches
