@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from bitsplit.errors import InputError
 
@@ -140,6 +141,7 @@ class LayerCalls(TorchFunctionMode):
         self._network = network
         self._names = {id(layer.weight): name for name, layer in layers.items()}
         self._parameters = {id(p): name for name, p in network.named_parameters()}
+        self._parameters |= {weight: f"{name}.weight" for weight, name in self._names.items()}
         self._visit = visit
         self._thread = threading.local()
         self._hooks: list = []
@@ -189,7 +191,12 @@ class LayerCalls(TorchFunctionMode):
             self._skip(weight, f"a {_OTHER_WEIGHTED[func]}, which is not supported")
         if read is not None:
             args, kwargs = ((read, *args[1:]), kwargs) if args else (args, kwargs | {"input": read})
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # not where a shape, say, is asked for
+            for value in tree_leaves((args, kwargs)):
+                if id(value) in self._names and not self._inside(value):
+                    self._skip(value, "used outside its module's forward, where its input cannot be quantized")
+        return result
 
     def _convolution(self, args, kwargs) -> Tensor | None:
         bound = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
@@ -221,11 +228,13 @@ class LayerCalls(TorchFunctionMode):
             return None  # of regions, say, where none was found
         if name is None:
             self._skip(call.weight, "not the weight of a convolution or linear module")
-        elif not any(module.weight is call.weight for module in self._running):
-            self._skip(call.weight, "used outside its module's forward, where its input cannot be quantized")
-        else:
+        elif self._inside(call.weight):
             return self._visit(name, call)
         return None
+
+    def _inside(self, weight: Tensor) -> bool:
+        """Whether the module is running whose weight this is."""
+        return any(module.weight is weight for module in self._running)
 
     def _skip(self, weight: Tensor, reason: str) -> None:
         name = self._parameters.get(id(weight))
@@ -234,25 +243,25 @@ class LayerCalls(TorchFunctionMode):
 
 
 class NumberedCalls(LayerCalls):
-    """Also shows `returned(number, func, args, result)` every tensor that a function returns, numbered within a thread:
-    a tensor that two forwards of a network make at the same point has the same number in both."""
+    """Also shows `returned(number, func, args, kwargs, result)` every tensor that a function returns, numbered within a
+    thread: a tensor that two forwards of a network make at the same point has the same number in both."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = super().__torch_function__(func, types, args, kwargs)
         if isinstance(result, Tensor):
             number = self._thread.__dict__.get("returned", 0)
             self._thread.returned = number + 1
-            self.returned(number, func, args, result)
+            self.returned(number, func, args, kwargs or {}, result)
         return result
 
-    def returned(self, number: int, func: Callable, args: tuple, result: Tensor) -> None:
+    def returned(self, number: int, func: Callable, args: tuple, kwargs: dict, result: Tensor) -> None:
         raise NotImplementedError
 
 
 def _choose(total: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     if total <= count:
         return torch.arange(total, device=device)
-    return torch.randint(total, (count,), generator=generator).to(device)
+    return torch.randint(total, (count,), generator=generator, device="cpu").to(device)
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
@@ -276,7 +285,7 @@ def finite_range(name: str, tensor: Tensor) -> tuple[float, float]:
     # In the order in which the values lie in memory; in another one, channels last takes fifty times as long.
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     low, high = (bound.item() for bound in tensor.permute(order).aminmax())
-    if not (torch.isfinite(torch.tensor([low, high])).all()):
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError(f"layer {name} receives NaN or infinity; check the weights and the calibration images")
     return low, high
 

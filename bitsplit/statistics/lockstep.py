@@ -236,7 +236,7 @@ class _PausingCalls(NumberedCalls):
             threading.current_thread().pause(name, True, (mean, x.numel() // x.shape[1]))
         return super().__torch_function__(func, types, args, kwargs)
 
-    def returned(self, number: int, func: Callable, args: tuple, result: Tensor) -> None:
+    def returned(self, number: int, func: Callable, args: tuple, kwargs: dict, result: Tensor) -> None:
         if number in self._numbers:
             self._kept[number] = result
 

@@ -31,14 +31,17 @@ class Shortcut:
 class LayerReads:
     """What one layer reads in a forward, call by call: a number for each tensor, the same for every layer that reads
     the very same one, and its size as a part of all that the layer reads; and what becomes of its output: whether
-    batch-norm reads it, and the shortcut that is added. `plain`: whether its module does nothing with its input but
-    what `_is_plain` says."""
+    batch-norm reads it, whether that norm is called for others too, and the shortcut that is added. `plain`: whether
+    its module does nothing with its input but what `_is_plain` says. `lent`: whether its weight is also used elsewhere.
+    """
 
     tensors: tuple[int, ...]
     shares: tuple[float, ...]
     normalised: bool = False
+    shared_norm: bool = False
     shortcut: Shortcut | None = None
     plain: bool = True
+    lent: bool = False
 
 
 @torch.no_grad()
@@ -60,7 +63,10 @@ def measure_reads(network: nn.Module, images: Tensor) -> dict[str, LayerReads]:
     with calls:
         network(images)
     rewritten = {names[module] for module, arguments in given.items() if not _is_plain(module, *arguments)}
-    return {name: replace(reads, plain=name not in rewritten) for name, reads in calls.reads().items()}
+    return {
+        name: replace(reads, plain=name not in rewritten, lent=f"{name}.weight" in calls.skipped)
+        for name, reads in calls.reads().items()
+    }
 
 
 def _has_torchs_forward(layer: nn.Module) -> bool:
@@ -71,6 +77,8 @@ def _is_plain(layer: nn.Module, args: tuple, kwargs: dict) -> bool:
     """Whether scales by channel can move from a layer's input x into its weight: where its forward pads x, but not
     where it normalises it, adds it to the output or joins it to something else, which must see x as it is."""
     x, *others = args or (kwargs.pop("input"),)
+    if not isinstance(x, Tensor):
+        return False
     trailing = trailing_dimensions(layer)
     channels = x.shape[-1 - trailing]
     # Powers of two, which are exact in every product.
@@ -100,23 +108,26 @@ class _ReadCalls(NumberedCalls):
         self._called: str | None = None
         self._begun: dict[str, int] = {}  # by layer, the number of the first tensor after it was called
         self._made: list[tuple[weakref.ref, int, str | None, str | None]] = []  # tensor, number, its layer, its norm
-        self._normalised: set[str] = set()
+        self._normalised: dict[str, str | None] = {}  # by layer, the norm, where that has a mean
+        self._norm_calls: collections.Counter[str] = collections.Counter()
         self._shortcuts: dict[str, Shortcut] = {}
 
     def _record(self, name: str, call: LayerCall) -> None:
         self._recorder.add(name, call)
         self._called = name
 
-    def returned(self, number: int, func: Callable, args: tuple, result: Tensor) -> None:
+    def returned(self, number: int, func: Callable, args: tuple, kwargs: dict, result: Tensor) -> None:
         layer, norm = self._called, None
         if layer:
             self._begun.setdefault(layer, number)
         elif func is F.batch_norm and len(args) > 1:
             _, layer, _ = self._origin(args[0])
             norm = self._norm_names.get(id(args[1]))
-            if norm or args[1] is None:  # its mean moves; a frozen one's stays
-                self._normalised |= {layer} - {None}
-        elif getattr(func, "__name__", "") in _ADDITIONS and len(args) == 2:
+            if norm:
+                self._norm_calls[norm] += 1
+            if layer and (norm or args[1] is None):  # its mean moves; a frozen one's stays
+                self._normalised[layer] = norm
+        elif getattr(func, "__name__", "") in _ADDITIONS and len(args) == 2 and not kwargs:
             self._add(*args)
         self._called = None
         self._made = [made for made in self._made if (tensor := made[0]()) is not None and tensor is not result]
@@ -136,7 +147,12 @@ class _ReadCalls(NumberedCalls):
 
     def reads(self) -> dict[str, LayerReads]:
         return {
-            name: replace(reads, normalised=name in self._normalised, shortcut=self._shortcuts.get(name))
+            name: replace(
+                reads,
+                normalised=name in self._normalised,
+                shared_norm=self._norm_calls[self._normalised.get(name)] > 1,
+                shortcut=self._shortcuts.get(name),
+            )
             for name, reads in self._recorder.reads().items()
         }
 

@@ -4,6 +4,7 @@ At each layer, over all images: the scale of its input X̂, A = X̂X̂ᵀ and C 
 own output, the integers, the bias; at each batch-norm layer the mean of what it reads; and all forwards go on.
 """
 
+import collections
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from bitsplit.errors import InputError
 from bitsplit.layers.batch_norm import batch_norms
 from bitsplit.layers.inputs import InputQuantizer
 from bitsplit.layers.quantized import QuantizedLayer, put_input_quantizers, put_weights, wrap_layer
-from bitsplit.layout import by_column, grouped_weight, trailing_dimensions, ungrouped, weighted_layers
+from bitsplit.layout import WEIGHTED, by_column, grouped_weight, trailing_dimensions, ungrouped, weighted_layers
 from bitsplit.methods.base import Codes
 from bitsplit.plan import Plan
 from bitsplit.progress import progress
@@ -72,6 +73,7 @@ class _LockstepWork:
         self._reference, self._network, self._plan, self._pieces = reference, network, plan, pieces
         self._originals, self._layers = weighted_layers(reference), weighted_layers(network)
         self._original_norms, self._norms = batch_norms(reference), batch_norms(network)
+        self._biased = _with_own_bias(network)
         self._patch_generators = layer_generators(network, "{}", plan.settings.seed)
         self._sample_generators = layer_generators(network, "{}/input", plan.settings.seed)
         self._shifts: dict[str, list[Tensor]] = {}
@@ -138,8 +140,9 @@ class _LockstepWork:
 
     def _can_fold(self, readers: list[str]) -> bool:
         """Whether the scales of a tensor's channels can go into the weights that read it: integers, of layers that read
-        nothing else."""
-        single = all(len(self._plan.reads[name].tensors) == 1 for name in readers)
+        nothing else, and which nothing else uses."""
+        reads = [self._plan.reads[name] for name in readers]
+        single = all(len(layer.tensors) == 1 and not layer.lent for layer in reads)
         return single and all(self._plan.layers[name].wbits != FLOAT_BITS for name in readers)
 
     def _key(self, name: str, number: int) -> tuple[int, int, int]:
@@ -200,9 +203,10 @@ class _LockstepWork:
         layer, moments, plan = self._layers[name], self._moments[name], self._plan
         # Batch-norm or a bias takes the mean; where there is neither, or batch-norm has a mean for each call, or a
         # transposed kernel one for each place, the weights must.
-        calls, normalised = len(plan.reads[name].tensors), plan.reads[name].normalised
-        one_mean = not (normalised and calls > 1) and not isinstance(layer, nn.ConvTranspose2d)
-        centred = one_mean and (normalised or layer.bias is not None)
+        reads, calls = plan.reads[name], len(plan.reads[name].tensors)
+        normalised = reads.normalised
+        one_mean = not (normalised and (calls > 1 or reads.shared_norm)) and not isinstance(layer, nn.ConvTranspose2d)
+        centred = one_mean and (normalised or name in self._biased)
         stats = moments.stats(centred)
         self._records[name] = LayerRecord(stats, self._lows[name] < 0, calls)
         if plan.layers[name].wbits == FLOAT_BITS:
@@ -218,7 +222,7 @@ class _LockstepWork:
         layer.weight.copy_(ungrouped(solved, layer))
         if centred and not normalised:
             layer.bias.add_(moments.mean_error(solved))
-        if (shortcut := plan.reads[name].shortcut) and shortcut.norm:
+        if (shortcut := reads.shortcut) and shortcut.norm:
             self._missing_means[shortcut.norm] = moments.mean_missing.flatten()
 
     @torch.no_grad()
@@ -228,6 +232,7 @@ class _LockstepWork:
             self._solve(name)
         for name, codes in self._codes.items():
             bits = self._plan.layers[name].wbits
+            self._layers[name].weight.copy_(self._originals[name].weight)  # which an embedding may share
             put_weights(self._network, self._layers[name], bits, codes.codes, codes.scale, codes.offset)
         inputs = self._inputs()
         for shared in inputs:
@@ -249,6 +254,17 @@ class _LockstepWork:
             QuantizedInput(names, *map(list, zip(*(self._quantizers[key] for key in keys), strict=True)))
             for keys, names in sharing.items()
         ]
+
+
+def _with_own_bias(network: nn.Module) -> set[str]:
+    """Layers whose bias is a parameter that no other layer has, nor their weight: moving it moves their mean alone."""
+    modules = [module for module in network.modules() if isinstance(module, WEIGHTED)]
+    owners = collections.Counter(id(own) for module in modules for own in module._parameters.values())
+    return {
+        name
+        for name, layer in weighted_layers(network).items()
+        if layer._parameters.get("bias") is not None and owners[id(layer.bias)] == owners[id(layer.weight)] == 1
+    }
 
 
 def _overall_mean(parts: list[tuple[Tensor, int]]) -> Tensor:

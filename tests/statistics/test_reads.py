@@ -81,6 +81,28 @@ def test_a_new_tensor_in_the_place_of_a_dead_one_is_another():
     assert len(set(reads["a"].tensors)) == 50
 
 
+class Lent(nn.Module):
+    """A weight that is used elsewhere, one whose shape and type are asked for, and an addition that is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(4, 4) for _ in range(3))
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        x = self.norm(self.first(x)) + self.norm(
+            self.second(x.to(self.second.weight.dtype)[:, : self.second.weight.shape[1]])
+        )
+        return torch.add(self.third(x) @ self.first.weight.t(), x, alpha=0.1)
+
+
+def test_weights_and_norms_used_elsewhere_too():
+    reads = measure_reads(Lent().eval(), torch.ones(2, 4))
+    assert {name: read.lent for name, read in reads.items()} == {"first": True, "second": False, "third": False}
+    assert {name: read.shared_norm for name, read in reads.items()} == {"first": True, "second": True, "third": False}
+    assert reads["third"].shortcut is None
+
+
 def test_layers_that_are_not_called_are_left_out_and_nothing_stays_behind():
     network = Odd().double()
     assert list(measure_reads(network, feature_maps(2)[0])) == ["good"]
