@@ -97,6 +97,24 @@ def test_runs_in_inference_mode(network, method):
     with torch.inference_mode():
         quantized = bitsplit.quantize(network, BATCHES, method=method, settings=SMALL)
     assert_same(quantized, expected)
+    assert not any(tensor.is_inference() for tensor in quantized.state_dict().values())
+
+
+def test_what_the_caller_has_set_torch_to_changes_nothing(network, tmp_path):
+    """The precision of matrix products, and the device of new tensors; and both stay as they were."""
+    expected = bitsplit.quantize(network, BATCHES, method="bitsplit_plus", settings=SMALL)
+    bitsplit.save(expected, tmp_path / "network")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert_same(bitsplit.quantize(network, BATCHES, method="bitsplit_plus", settings=SMALL), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    with torch.device("meta"):
+        assert_same(bitsplit.load(tmp_path / "network", network), expected)
+    with torch.inference_mode():
+        loaded = bitsplit.load(tmp_path / "network", network)
+    assert not any(tensor.is_inference() for tensor in loaded.state_dict().values())
 
 
 # Wrong input

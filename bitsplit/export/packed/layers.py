@@ -118,7 +118,7 @@ def put_layer(network: nn.Module, prefix: str, layer: nn.Module, facts: dict, st
         scale = stored.take_finite(f"{prefix}input_scale{ending}", torch.float32, (), by_channel)
         if entry["bits"] is None:
             bits = stored.take(f"{prefix}input_bits{ending}", layer.weight.dtype, by_channel)
-            if not torch.isin(bits.cpu().float(), torch.arange(_MOST_BITS + 1.0)).all():
+            if not torch.isin(bits.cpu().float(), torch.arange(_MOST_BITS + 1.0, device="cpu")).all():
                 raise ValueError(f"{prefix}input_bits{ending} must be whole numbers up to {_MOST_BITS}")
         else:
             bits = check_bits(f"{prefix}abits", entry["bits"], floating_point=False)
@@ -140,7 +140,7 @@ def _taken_weight(
     shape = stored.take(f"{prefix}weight_shape", torch.int64, (weight.dim(),))
     if shape.tolist() != list(weight.shape):
         raise ValueError(f"{prefix}weight_shape is {shape.tolist()}, not {list(weight.shape)}")
-    widths = torch.full((groups * rows,), wbits, dtype=torch.uint8)
+    widths = torch.full((groups * rows,), wbits, dtype=torch.uint8, device="cpu")
     if f"{prefix}weight_bits" in stored:
         widths = stored.take(f"{prefix}weight_bits", torch.uint8, (groups * rows,)).cpu()
         if (widths > _MOST_BITS).any():

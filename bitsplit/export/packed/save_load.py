@@ -19,6 +19,7 @@ from bitsplit.export.packed.layers import StoredTensors, layer_facts, layer_tens
 from bitsplit.export.packed.sealed import read_sealed, write_sealed
 from bitsplit.files import user_path
 from bitsplit.layers.checks import evaluation_copy
+from bitsplit.layers.precision import ordinary_tensors
 
 
 def save(qmodel: nn.Module, path: str | Path) -> None:
@@ -56,6 +57,7 @@ def save(qmodel: nn.Module, path: str | Path) -> None:
     )
 
 
+@ordinary_tensors()
 def load(path: str | Path, model: nn.Module) -> nn.Module:
     """The quantized network in `path`, which `save` has written, in eval mode: it computes the very same numbers.
 
