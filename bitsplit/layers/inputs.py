@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from bitsplit.grid import Grid
+from bitsplit.solver.threads import may_loop_in_threads
 
 
 class InputQuantizer(nn.Module):
@@ -53,7 +54,8 @@ class InputQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):  # of torch.fx, which knows neither its device nor its type
             return self.rounded(x)
-        if x.device.type == "cpu" and x.dtype == torch.float32 and self.scale.dim() == 0 and not x.requires_grad:
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and self.scale.dim() == 0 and not x.requires_grad
+        if plain and (torch.compiler.is_compiling() or may_loop_in_threads()):
             values = torch.ops.bitsplit.fake_quantize(x, self.scale, self.grid.low, self.grid.high)
             return x.copy_(values) if self.in_place and _has_places(x) else values
         return self.rounded(x)

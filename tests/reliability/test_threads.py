@@ -53,6 +53,38 @@ def test_threads_change_no_more_codes_than_rounding_does(tmp_path, algorithm):
     assert np.isclose(error(codes[0]), error(codes[1]), rtol=0.01)
 
 
+_FORK = """
+import multiprocessing, torch, bitsplit
+torch.set_num_threads(1)
+network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3)).eval()
+images = torch.rand(8, 3, 9, 9)
+quantized = bitsplit.quantize(network, [images], bits={"2": (4, 4)})
+with torch.no_grad():
+    expected = quantized(images)
+
+def child():
+    with torch.no_grad():
+        assert torch.equal(quantized(images), expected)
+    try:
+        bitsplit.quantize(network, [images])
+    except bitsplit.InputError as error:
+        assert "spawn" in str(error)
+        print("refused", flush=True)
+
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join()
+print(process.exitcode, torch.get_num_threads())
+"""
+
+
+def test_forked_processes_run_quantized_networks_and_torch_keeps_its_threads():
+    variables = environment() | {"OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
+    line = [sys.executable, "-c", _FORK]
+    done = subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["refused", "0", "1"], done.stderr
+
+
 def test_a_record_says_how_many_threads_computed_it(command, tmp_path):
     done = command("data=glyphs", "data.validation_images=200", *SMALL, "method=tflite")
     assert done.returncode == 0, done.stderr
