@@ -86,6 +86,52 @@ def test_a_forward_that_asks_layers_for_their_type_is_refused():
     assert error_of(network, bitsplit.quantize(network, [x], 8, 8), x) < 1e-2
 
 
+class Named(nn.Conv2d):
+    """Takes its input by another name."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+class Naming(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = Named(3, 4, 3)
+
+    def forward(self, x):
+        return self.layer(x=x)
+
+
+class Joining(nn.Conv2d):
+    """Takes several tensors."""
+
+    def forward(self, parts):
+        return super().forward(torch.cat(parts, 1))
+
+
+class Joined(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.join, self.head = nn.Conv2d(3, 4, 3), Joining(8, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head(self.join([x, 2 * x]).relu().mean((2, 3)))
+
+
+def test_a_forward_that_does_not_run_with_wrapped_layers_is_refused():
+    with pytest.raises(InputError, match="does not run once its layers are wrapped"):
+        bitsplit.quantize(Naming(), [torch.randn(8, 3, 12, 12)])
+
+
+@pytest.mark.parametrize("method", ["bitsplit", "bitsplit_plus"])
+def test_a_layer_that_takes_several_tensors_keeps_them(method):
+    network, x = Joined().eval(), torch.randn(8, 3, 12, 12)
+    quantized = bitsplit.quantize(network, [x], 8, 8, method)
+    assert error_of(network, quantized, x) < 1e-2
+    assert quantized.report.set_index("name").loc["join", ["wbits", "abits"]].tolist() == [8, 32]
+
+
 def test_networks_that_draw_are_not_refused():
     check_wrapped(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train(), torch.randn(8, 4))
 

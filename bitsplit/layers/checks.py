@@ -4,14 +4,19 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from bitsplit.errors import InputError
+from bitsplit.errors import InputError, one_line
 from bitsplit.layers.quantized import QuantizedLayer, wrap_layer
 from bitsplit.layout import WEIGHTED, weighted_layers
 
 # What `quantize` gives its result.
 _OWN_NAMES = ("report", "seconds", "configuration", "lockstep_images", "summary", "to_html")
+_REMEDY = (
+    "where its forward asks for their type, isinstance(layer, nn.Conv2d) say, ask in __init__ or for hasattr(layer, "
+    "'weight') instead; the layer's input must come first, or as input=, and its attributes must not be scale or codes"
+)
 
 
 def evaluation_copy(model: nn.Module) -> nn.Module:
@@ -39,10 +44,12 @@ def check_network(model: object) -> None:
     """InputError for what is no module, was compiled, scripted, traced or quantized, or has weights of another type."""
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("a scripted or traced network hides its layers: quantize the module that it was made from")
-    if hasattr(model, "_orig_mod"):
-        raise InputError("a network from torch.compile: quantize model._orig_mod, and compile the result")
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if "_orig_mod" in module._modules:
+            where = f"model.{name}".rstrip(".")
+            raise InputError(f"{where} is from torch.compile: put {where}._orig_mod in its place, compile the result")
     if any(isinstance(module, QuantizedLayer) for module in model.modules()):
         raise InputError("the network is quantized already: start from the floating-point one")
     result = all(name in vars(model) for name in ("report", "configuration"))  # of `quantize`, in floating point
@@ -52,6 +59,8 @@ def check_network(model: object) -> None:
         if isinstance(module, WEIGHTED) and (inside := _weighted_inside(module)):
             raise InputError(f"{name} is a layer with others inside ({inside[0]}), as adapters have: merge them first")
     for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise InputError(f"{name} has no shape yet: run the network on some images first")
         if parameter.is_meta:
             raise InputError(f"{name} is on the device meta and has no values: load the weights first")
         if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
@@ -66,16 +75,21 @@ def check_wrapped(network: nn.Module, images: Tensor) -> None:
     wrapped = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
     for layer in weighted_layers(wrapped).values():
         wrap_layer(wrapped, layer)
-    outputs = []
-    for module in (network, wrapped):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # for networks that draw
-            outputs.append([leaf for leaf in tree_leaves(module(images.clone())) if isinstance(leaf, Tensor)])
-    if len(outputs[0]) != len(outputs[1]) or not all(map(_alike, *outputs)):
+    expected = _outputs(network, images)
+    try:
+        given = _outputs(wrapped, images)
+    except Exception as error:  # whatever a forward may make of them
         raise InputError(
-            "the network computes something else once its layers are wrapped; where its forward asks for their type, "
-            "isinstance(layer, nn.Conv2d) say, ask in __init__ or for hasattr(layer, 'weight') instead"
-        )
+            f"the network does not run once its layers are wrapped ({one_line(error)}); {_REMEDY}"
+        ) from error
+    if len(expected) != len(given) or not all(map(_alike, expected, given)):
+        raise InputError(f"the network computes something else once its layers are wrapped; {_REMEDY}")
+
+
+def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for networks that draw
+        return [leaf for leaf in tree_leaves(network(images.clone())) if isinstance(leaf, Tensor)]
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -62,6 +62,8 @@ class OnePass:
         (lambda: torch.nn.utils.weight_norm(small()[0]), "remove_weight_norm"),
         (pruned, "prune.remove"),
         (lambda: torch.compile(small()), "model._orig_mod"),
+        (lambda: nn.Sequential(torch.compile(small())), "put model.0._orig_mod in its place"),
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "run the network on some images first"),
         (lambda: torch.jit.script(small()), "scripted or traced"),
         (lambda: torch.jit.trace(small(), IMAGES), "scripted or traced"),
         (lambda: torch.export.export(small(), (IMAGES,)), "got ExportedProgram"),
