@@ -9,6 +9,20 @@ from bitsplit.data.glyphs_coco import TRAINING_SCENES, VALIDATION_SCENES, drawn_
 from bitsplit.errors import InputError
 
 COCO_VALIDATION = 5_000
+# What mmdet and pycocotools ask for and fail without.
+_KEYS = {
+    "categories": ("id", "name"),
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area"),
+}
+
+
+def read_annotations(path: Path) -> dict:
+    """The content of an annotation file, its annotations numbered from 1: pycocotools takes a match with id 0 for none.
+    One that does not say whether it is of a crowd is of none."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    numbered = [{"iscrowd": 0} | one | {"id": number} for number, one in enumerate(content["annotations"], 1)]
+    return content | {"annotations": numbered}
 
 
 @dataclass(frozen=True)
@@ -39,23 +53,36 @@ class Scenes:
             raise InputError(f"{self.annotations} is missing; a COCO folder holds annotations/ and images")
         try:
             content = json.loads(self.annotations.read_text(encoding="utf-8"))
-            identifiers = {category["id"] for category in content["categories"]}
-            wrong = next((a["id"] for a in content["annotations"] if a["category_id"] not in identifiers), None)
+            _check(self.annotations, content)
             names = [image["file_name"] for image in content["images"]]
             categories = [c["name"] for c in sorted(content["categories"], key=lambda category: category["id"])]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.annotations} is not a COCO annotation file: {error!r}") from error
-        if not identifiers:
-            raise InputError(f"{self.annotations} names no categories")
-        if not names:
-            raise InputError(f"{self.annotations} names no images")
-        if wrong is not None:
-            raise InputError(f"annotation {wrong} in {self.annotations} has no category of the file's list")
         there = {path.name for path in self.images.iterdir()} if self.images.is_dir() else set()
         missing = [name for name in names if name not in there]
         if missing:
             raise InputError(f"{len(missing)} of {len(names)} images are missing, {self.images / missing[0]} first")
         return names, categories
+
+
+def _check(path: Path, content: dict) -> None:
+    """InputError for the content of an annotation file that COCO's evaluation would fail on, or find nothing in."""
+    for part, keys in _KEYS.items():
+        if not content[part]:
+            raise InputError(f"{path} names no {part}")
+        for entry in content[part]:
+            if lacking := [key for key in keys if key not in entry]:
+                raise InputError(f"{path} is not a COCO annotation file: one of its {part} has no {lacking[0]!r}")
+    images, categories = ({entry["id"] for entry in content[part]} for part in ("images", "categories"))
+    seen = set()
+    for one in content["annotations"]:
+        if one["category_id"] not in categories:
+            raise InputError(f"annotation {one['id']} in {path} has no category of the file's list")
+        if one["id"] in seen:
+            raise InputError(f"{path} has two annotations {one['id']}; give each an id of its own")
+        seen.add(one["id"])
+    if not any(one["image_id"] in images for one in content["annotations"]):
+        raise InputError(f"{path} names no annotations of its images")
 
 
 @dataclass(frozen=True)

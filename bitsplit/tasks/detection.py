@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bitsplit.data.coco import Scenes
+from bitsplit.data.coco import Scenes, read_annotations
 from bitsplit.data.processes import reading_workers
 from bitsplit.errors import InputError
 from bitsplit.networks.detectors import DetectorModule, DetectorNetwork, quiet
@@ -114,10 +114,7 @@ class Detection:
     @cached_property
     def truth(self):
         """The validation scenes' annotations as a pycocotools COCO."""
-        from pycocotools.coco import COCO
-
-        with quiet():
-            return COCO(str(self._validation.annotations))
+        return truth_of(self._validation.annotations)
 
     @property
     def ground_truth(self) -> dict[int, list[dict]]:
@@ -229,19 +226,29 @@ def read_image(dataset, index: int) -> dict:
         raise InputError(f"{dataset.get_data_info(index)['img_path']} cannot be read: {error!r}") from error
 
 
+def truth_of(annotations: Path):
+    """An annotation file as a pycocotools COCO."""
+    from pycocotools.coco import COCO
+
+    truth = COCO()
+    truth.dataset = read_annotations(annotations)
+    with quiet():
+        truth.createIndex()
+    return truth
+
+
 def average_precision(annotations: Path, detections: Path, kind: str) -> dict[str, float | list[float]]:
     """COCO's AP, AP50 and AP75 of a result file, in percent; `kind` is "bbox" or "segm".
 
     `ap_without` has AP on all images but every fiftieth, counted from the first, the second, …: how far it moves says
     how sure the AP is (the jackknife), and how sure the difference to another network's on the same images.
     """
-    from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     if not json.loads(detections.read_text(encoding="utf-8")):
         return dict.fromkeys(PRECISIONS, 0.0) | {"ap_without": []}  # COCO takes no empty result
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(annotations)
+        truth = truth_of(annotations)
         evaluation = COCOeval(truth, truth.loadRes(str(detections)), kind)
         evaluation.evaluate()
         evaluation.accumulate()

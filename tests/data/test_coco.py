@@ -36,13 +36,27 @@ def test_a_broken_annotation_file(root):
         len(Coco(str(root)).scenes("val"))
 
 
+BOX = {"id": 7, "image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12}
+
+
+def without(entry, key):
+    return {name: value for name, value in entry.items() if name != key}
+
+
 @pytest.mark.parametrize(
     "parts, message",
     [
         ({"categories": []}, "names no categories"),
         ({"images": []}, "names no images"),
-        ({"annotations": [{"id": 7, "category_id": 99}]}, "annotation 7 .* has no category of the file's list"),
-        ({"annotations": [{"id": 7}]}, "is not a COCO annotation file: KeyError"),
+        ({"annotations": []}, "names no annotations"),
+        ({"annotations": [BOX | {"image_id": 99}]}, "names no annotations of its images"),
+        ({"annotations": [BOX | {"category_id": 99}]}, "annotation 7 .* has no category of the file's list"),
+        ({"annotations": [BOX, BOX]}, "has two annotations 7"),
+        *(
+            ({"annotations": [without(BOX, key)]}, f"not a COCO annotation file: one of its annotations has no '{key}'")
+            for key in BOX
+        ),
+        ({"images": [{"id": 0, "file_name": "000000.png", "width": 192}]}, "one of its images has no 'height'"),
         ({"images": 3}, "is not a COCO annotation file: TypeError"),
     ],
 )

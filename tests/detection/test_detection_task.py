@@ -49,6 +49,22 @@ def test_the_truth_as_detections_is_perfect_and_nothing_found_is_nothing(coco_ro
     assert average_precision(annotations, file, "bbox") == {"ap": 0, "ap50": 0, "ap75": 0, "ap_without": []}
 
 
+def test_annotations_numbered_from_0_that_say_nothing_of_crowds_count_as_any_others(coco_root, tmp_path):
+    """pycocotools takes a match with id 0 for none, and fails without `iscrowd`."""
+    content = json.loads((coco_root / "annotations" / "instances_val2017.json").read_text())
+    for number, one in enumerate(content["annotations"]):
+        del one["iscrowd"]
+        one["id"] = number
+    annotations, file = tmp_path / "truth.json", tmp_path / "found.json"
+    annotations.write_text(json.dumps(content))
+    first = {key: content["annotations"][0][key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+    file.write_text(json.dumps([first]))
+    alone = average_precision(annotations, file, "bbox")["ap"]
+    file.write_text(json.dumps([first | {"bbox": [0, 0, 1, 1]}]))
+    assert alone > average_precision(annotations, file, "bbox")["ap"] == 0
+    assert json.loads(annotations.read_text()) == content
+
+
 def test_precision_without_a_block_is_pycocotools_on_the_other_images(tmp_path):
     draw = np.random.default_rng(0)
     images = [{"id": 7 * index + 3, "width": 100, "height": 100, "file_name": f"{index}.png"} for index in range(60)]
