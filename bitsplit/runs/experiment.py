@@ -50,7 +50,7 @@ class Run:
         """Raises InputError for whatever the user can put right."""
         method: Method = build_object("method", object_values(config, "method", "bitsplit.methods"))
         settings, device = settings_of(config), named_device(config.device)
-        bench = _bench(config, settings, device)
+        bench = _bench(config, settings, device, lockstep=method.order == "sequential")
         available, layers = len(bench.calibration), bench.task.layers
         settings = decided(settings, method, available)
         settings = dataclasses.replace(settings, layers=dataclasses.replace(layers, bits=settings.layers.bits))
@@ -94,11 +94,13 @@ class Run:
         return None
 
 
-def _bench(config: DictConfig, settings: Settings, device: str) -> Bench:
+def _bench(config: DictConfig, settings: Settings, device: str, lockstep: bool = False) -> Bench:
     model = object_values(config, "model", "bitsplit.networks")
     data = object_values(config, "data", "bitsplit.data")
     sizes = settings.calibration
     batches = max(sizes.gram_batches, sizes.scale_batches, settings.batch_norm.batches)
+    if lockstep:
+        batches = max(batches, sizes.lockstep_batches)
     return bench_of(model, data, Settings(calibration=sizes, seed=settings.seed), batches, device)
 
 

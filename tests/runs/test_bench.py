@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SMALL, environment
+from conftest import ROOT, SMALL, composed, environment
 
 from bitsplit.data.glyphs import glyphs_folder
+from bitsplit.runs.experiment import Run
 
 PROGRAM = """
 import runpy
@@ -56,3 +57,15 @@ def test_processes_evaluate_the_float_network_and_solve_weights_once_in_all(tmp_
     for cell, lines in zip(cells[::2], shared[::2], strict=True):
         assert accuracies(started(*cell, f"alone-{cell[1]}")) == lines
     assert shared[0][:2] == shared[1][:2] == shared[2][:2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "batches"),
+    [
+        (["method=bitsplit_plus"], 100),
+        (["method=bitsplit_plus", "calibration.lockstep_batches=150"], 150),
+        (["method=bitsplit", "calibration.lockstep_batches=150"], 100),
+    ],
+)
+def test_a_step_has_the_batches_that_it_asks_for(arguments, batches):
+    assert len(Run.of(composed("data=glyphs", *arguments)).bench.calibration) == batches
