@@ -66,16 +66,19 @@ def test_floating_point_bits_return_the_same_network(command, tmp_path):
 def test_imagenet_layout_with_a_damaged_image(command, tmp_path, imagenet_root, mobilenet):
     root = tmp_path / "copy"
     shutil.copytree(imagenet_root, root)
-    damaged = root / "val" / "n02123045" / "1.jpg"
-    damaged.write_bytes(damaged.read_bytes()[:300])
-    arguments = ["data=imagenet", f"data.root={root}", *mobilenet, *SMALL]
-    done = command(*arguments, "wbits=8", "abits=8", "method=tflite")
-    assert done.returncode == 0, done.stderr
-    assert str(damaged) in done.stderr and "skipped" in done.stdout
-    (path,) = records(tmp_path)
-    assert path.parts[-3] == "imagenet_12"
-    metrics = json.loads(path.read_text())["metrics"]["quantized"]
-    assert (metrics["images"], metrics["skipped"]) == (11, 1)
+    damaged = [root / split / "n02123045" / "1.jpg" for split in ("train", "val")]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:300])
+    arguments = ["data=imagenet", f"data.root={root}", *mobilenet, *SMALL, "calibration.gram_batches=3"]
+    for force in ("false", "true"):  # at first statistics are measured, then they are kept
+        done = command(*arguments, "wbits=8", "abits=8", "method=tflite", f"force={force}")
+        assert done.returncode == 0, done.stderr
+        assert all(str(path) in done.stderr for path in damaged) and "skipped" in done.stdout
+        (path,) = records(tmp_path)
+        assert path.parts[-3] == "imagenet_12"
+        run = json.loads(path.read_text())
+        metrics = run["metrics"]["quantized"]
+        assert (metrics["images"], metrics["skipped"], run["data"]["calibration_images"]) == (11, 1, 23)
 
 
 def test_a_folder_of_unlabelled_images_has_agreement_but_no_accuracy(command, tmp_path, imagenet_root, mobilenet):

@@ -1,5 +1,6 @@
 """Image files on disk: decoding, the usual transforms, and damaged files named and counted, never a crash mid-run."""
 
+import collections
 import os
 import sys
 import zlib
@@ -95,7 +96,7 @@ class ImageBatches:
     def __init__(self, files: ImageFiles, preprocessing: Preprocessing, batch_size: int, drop_last: bool = False):
         self.batch_size, self.paths = batch_size, files.paths
         self.skipped: set[str] = set()
-        self._preprocessing = preprocessing
+        self._preprocessing, self._met = preprocessing, 0
         self._labels = torch.tensor(files.labels)
         self._loader = DataLoader(
             files, batch_size, drop_last=drop_last, collate_fn=_readable_only, **reading_workers()
@@ -109,9 +110,19 @@ class ImageBatches:
         start = 0
         for images, readable in self._decoded:
             these = slice(start, start := start + len(readable))
+            self._met = max(self._met, start)
             self._name_damaged(str(path) for path, read in zip(self.paths[these], readable, strict=True) if not read)
             if len(images):
                 yield self._preprocessing.normalise(images), self._labels[these][readable]
+
+    @property
+    def readable(self) -> int:
+        """How many of the images in the batches can be read. Those that no pass has met yet are read for it: what runs
+        keep for each other may have spared this process all passes."""
+        count = min(len(self) * self.batch_size, len(self.paths))
+        if self._met < count:
+            collections.deque(self, maxlen=0)
+        return count - len(self.skipped)
 
     def _name_damaged(self, paths: Iterable[str]) -> None:
         for path in sorted(set(paths) - self.skipped):

@@ -190,7 +190,7 @@ def evaluate(config: DictConfig) -> dict:
 
 def _record(run: Run, metrics: dict, quantized: torch.nn.Module, seconds: dict[str, float]) -> dict:
     lockstep_images = getattr(quantized, "lockstep_images", None)
-    identity, task, network = run.identity, run.bench.task, run.bench.task.network
+    identity, task, network, calibration = run.identity, run.bench.task, run.bench.task.network, run.bench.calibration
     return {
         "config": identity,
         "config_hash": record.config_hash(identity),
@@ -204,7 +204,7 @@ def _record(run: Run, metrics: dict, quantized: torch.nn.Module, seconds: dict[s
         "data": {
             "name": task.data.name,
             "title": task.title,
-            "calibration_images": len(run.bench.calibration) * run.bench.calibration.batch_size,
+            "calibration_images": getattr(calibration, "readable", len(calibration) * calibration.batch_size),
             **({"lockstep_images": lockstep_images} if lockstep_images else {}),
         },
         "metrics": metrics,
