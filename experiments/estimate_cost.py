@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from bitsplit.data.imagenet import IMAGENET_VALIDATION
 from bitsplit.data.processes import available_cores, end_with_parent
-from bitsplit.report import MODEL_TITLES
+from bitsplit.report.titles import model_title
 from bitsplit.runs.devices import named_device
 from bitsplit.runs.experiment import Run
 from bitsplit.runs.sweep import expand
@@ -123,7 +123,7 @@ def speed_row(name: str, measured: Measured) -> dict:
     speed = measured.speed
     solve = {f"{algorithm} W4, s": seconds for algorithm, seconds in speed.solve.items()}
     return {
-        "network": MODEL_TITLES[name],
+        "network": model_title(name),
         "statistics, GB": measured.statistics_gb,
         "evaluation, images/s": 1 / speed.evaluation,
         "batch-norm, images/s": 1 / speed.batch_norm,
@@ -139,7 +139,7 @@ def hour_rows(name: str, tables: dict[str, list[Cell]], measured: Measured) -> l
         new = [cell for cell in dict.fromkeys(cells) if cell.model == name and cell not in earlier]
         earlier.update(new)
         seconds = seconds_of_cells(new, measured.speed, measured.validation_images, measured.batch_size)
-        row = {"table": table, "network": MODEL_TITLES[name], "cells": len(new)}
+        row = {"table": table, "network": model_title(name), "cells": len(new)}
         rows.append(row | {"images": len(new) * measured.validation_images, "hours": seconds / 3600})
     return rows
 

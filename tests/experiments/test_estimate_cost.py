@@ -13,7 +13,7 @@ from bitsplit.settings import BatchNorm, Bits, Settings
 
 sys.path.insert(0, str(ROOT / "experiments"))
 from cell_costs import Cell, Speed, cells_of, seconds_of_cells  # noqa: E402
-from estimate_cost import EXPERIMENTS, task_named_by, workers_of  # noqa: E402
+from estimate_cost import EXPERIMENTS, Measured, hour_rows, speed_row, task_named_by, workers_of  # noqa: E402
 from measure import fixed_and_slope  # noqa: E402
 
 
@@ -65,6 +65,13 @@ def test_a_cell_costs_what_its_parts_cost():
     # A second cell with the same weights is solved already and has one pass of its own.
     both = seconds(("bitsplit", 8, 4, "reestimate"), ("bitsplit", 8, 3, "reestimate"))
     assert both - seconds(("bitsplit", 8, 4, "reestimate")) == 50 + 6400 * 100 + 640
+
+
+def test_a_network_of_the_users_own_goes_by_its_name():
+    measured = Measured(Speed(1.0, 2.0, 3.0, {"planes": 4.0}), 0.1, validation_images=50, batch_size=64)
+    cell = Cell("mine", methods.named("tflite"), Settings(Bits(4, 32), batch_norm=BatchNorm("none")))
+    assert speed_row("mine", measured)["network"] == "mine"
+    assert [(row["network"], row["cells"]) for row in hour_rows("mine", {"table4": [cell]}, measured)] == [("mine", 1)]
 
 
 def test_cells_side_by_side_are_measured_side_by_side():
