@@ -9,6 +9,7 @@ Writes:   nothing
 import argparse
 import importlib.util
 import random
+import re
 import secrets
 import sys
 import tempfile
@@ -17,13 +18,15 @@ from pathlib import Path
 from hydra import compose
 from script import ROOT, configurations, in_one_line, parser_of, positive, use_one_thread
 
-from bitsplit.errors import InputError
+from bitsplit.errors import InputError, one_line
 from bitsplit.files import user_path
 from bitsplit.kept import computing_anew
+from bitsplit.networks.weights import SHIPPED_SHA256
 from bitsplit.report import record
 from bitsplit.report.titles import PAPER_DETECTORS, method_title, model_title
 from bitsplit.runs import experiment
 from bitsplit.runs.arguments import readable_arguments
+from bitsplit.runs.sweep import EXPECTED
 
 _SECTIONS = ("method", "bits", "calibration", "batch_norm")  # of a record's configuration, under the same keys
 _NOT_KEYS = ("name", "title", "files")  # facts about the data and the method that no key sets
@@ -65,10 +68,17 @@ def difference(new: dict, committed: dict) -> str:
 
 
 def can_run(run: dict, root: Path | None) -> bool:
-    """Whether the data and packages of a record's cell are there."""
+    """Whether the data, weights and packages of a record's cell are there, or can be had."""
     if run["model"] in PAPER_DETECTORS and importlib.util.find_spec("mmdet") is None:
         return False
-    return run["data"]["name"].startswith("glyphs") or root is not None
+    data = r"glyphs(_coco)?" if root is None else r"glyphs(_coco)?|imagenet(_\d+)?"
+    return bool(re.fullmatch(data, run["data"]["name"])) and are_public(**run["weights"])
+
+
+def are_public(file: str, sha256: str) -> bool:
+    """Whether weights are shipped with the package, or published: the name of their file ends in digits of its hash."""
+    digits = Path(file).stem.rpartition("-")[2]
+    return sha256 in SHIPPED_SHA256.values() or (len(digits) >= 8 and sha256.startswith(digits))
 
 
 def sample(arguments: argparse.Namespace) -> list[dict]:
@@ -78,6 +88,18 @@ def sample(arguments: argparse.Namespace) -> list[dict]:
     if not runs:
         raise InputError(f"no record in {arguments.results} can be computed here; see --help")
     return random.Random(arguments.seed).sample(runs, min(arguments.cells, len(runs)))
+
+
+def verdict(run: dict, root: Path | None) -> str:
+    """A record's cell computed anew, in words: "equal", by how much it is not, or why it could not be computed."""
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            keys = [*overrides_of(run, root), f"results={scratch}", "device=cpu"]
+            new, _, _ = experiment.run(compose("config", readable_arguments(keys)))
+    except EXPECTED as error:
+        return f"cannot be computed: {one_line(error)}"
+    where = "" if new["machine"]["processor"] == run["machine"]["processor"] else ", another processor"
+    return f"{difference(new, run) or 'equal'}{where}"
 
 
 @in_one_line
@@ -95,15 +117,11 @@ def main() -> int:
     print(f"{len(runs)} records, drawn with --seed {arguments.seed}", flush=True)
     with configurations(), computing_anew():
         for run in runs:
-            with tempfile.TemporaryDirectory() as scratch:
-                keys = [*overrides_of(run, arguments.root), f"results={scratch}", "device=cpu"]
-                new, _, _ = experiment.run(compose("config", readable_arguments(keys)))
-            moved = difference(new, run)
-            equal += not moved
+            said = verdict(run, arguments.root)
+            equal += said.startswith("equal")
             bits = f"W{run['wbits']}A{run['abits']}"
             cell = f"{run['data']['name']} {model_title(run['model'])} {method_title(run['method'])} {bits}"
-            where = "" if new["machine"]["processor"] == run["machine"]["processor"] else ", another processor"
-            print(f"{cell} seed {run['seed']} {run['variant']}: {moved or 'equal'}{where}", flush=True)
+            print(f"{cell} seed {run['seed']} {run['variant']}: {said}", flush=True)
     print(f"{equal} of {len(runs)} equal")
     return 0 if equal == len(runs) else 1
 
