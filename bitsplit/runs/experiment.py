@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -220,7 +221,8 @@ def results_folder(config: DictConfig) -> Path:
     """Where the records lie; InputError where `results` is no path, or `force` says nothing about them."""
     if not isinstance(config.results, str) or not config.results:
         raise InputError(f"results must be a folder; got {config.results!r}")
-    if not isinstance(config.force, (bool, int, float)):
+    finite = not isinstance(config.force, float) or math.isfinite(config.force)
+    if not isinstance(config.force, (bool, int, float)) or not finite:
         raise InputError(f"force must be true, false or a UNIX time; got {config.force!r}")
     return user_path(config.results)
 

@@ -127,6 +127,7 @@ def test_generated_command_lines_end_in_one_line_or_well(tmp_path):
         (["--bogus"], "unrecognized arguments: --bogus"),
         (["experiment=table4"], "add -m before it"),
         (["force=maybe"], "force must be"),
+        (["force=nan"], "force must be"),
         (["layer_bits=4"], "layer_bits must map patterns to bits"),
         (["layer_bits={nope.*:[8,8]}", "data=glyphs"], "no layer's name matches 'nope.*'"),
     ],
