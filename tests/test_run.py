@@ -118,6 +118,7 @@ def test_help_names_the_choices(command):
         (["data=glyphs", "model.weights=nowhere.pth"], "not a file"),
         (["model=efficientnet_lite0", "data=glyphs"], "ImageNet network"),
         (["data=glyphs", "layer_bits={1:[8,8]}"], "no layer's name matches '1'"),
+        (["data=glyphs", "data.validation_images=99999999"], "must be a whole number in 1..10000"),
         (["data=glyphs", "calibration.batch_size=40000"], "lower calibration.batch_size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

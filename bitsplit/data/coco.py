@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from bitsplit.data.drawn import check_count
 from bitsplit.data.glyphs_coco import TRAINING_SCENES, VALIDATION_SCENES, drawn_scenes
 from bitsplit.errors import InputError
 
@@ -127,9 +128,7 @@ class GlyphsCoco:
 
     def __post_init__(self) -> None:
         for key, most in (("validation_scenes", VALIDATION_SCENES), ("training_scenes", TRAINING_SCENES)):
-            scenes = getattr(self, key)
-            if isinstance(scenes, bool) or not isinstance(scenes, int) or not 1 <= scenes <= most:
-                raise InputError(f"data.{key} must be a whole number in 1..{most}, got {scenes!r}")
+            check_count(key, getattr(self, key), most)
 
     @property
     def title(self) -> str:

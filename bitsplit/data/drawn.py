@@ -31,6 +31,12 @@ def draw_on_all_cores(draw: Callable, jobs: Iterable, what: str, unit: str, tota
         pool.shutdown(cancel_futures=True)
 
 
+def check_count(key: str, count: object, most: int) -> None:
+    """InputError where `data.KEY` is no number of images that there can be."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
+        raise InputError(f"data.{key} must be a whole number in 1..{most}, got {count!r}")
+
+
 def drawing_identity(*sources: str) -> str:
     """A mark of everything that what is drawn depends on: the source files, and the libraries that draw.
 

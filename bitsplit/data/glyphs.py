@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from bitsplit.data import glyph_drawing
-from bitsplit.data.drawn import draw_on_all_cores, drawing_identity, kept_in
+from bitsplit.data.drawn import check_count, draw_on_all_cores, drawing_identity, kept_in
 from bitsplit.data.images import Preprocessing, check_calibration
 from bitsplit.files import cache_root
 from bitsplit.kept import store_file, stored_file
 
-TRAINING_IMAGES = 30_000
+TRAINING_IMAGES, VALIDATION_IMAGES = 30_000, 10_000
 SHARD = 2000  # images per file
 CHUNK = 100  # images per job of the process pool, small so that one shard keeps every core busy
 _SHAPE = (glyph_drawing.GLYPH_SIZE, glyph_drawing.GLYPH_SIZE, 3)
@@ -81,13 +81,17 @@ def _draw_chunk(job: tuple[str, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Glyphs:
-    """10,000 validation images; calibration takes the first training images, which the networks were trained on."""
+    """The first `validation_images` for validation, of 10,000; calibration takes the first training images, which the
+    networks were trained on."""
 
-    validation_images: int = 10_000
+    validation_images: int = VALIDATION_IMAGES
 
     task = "classification"
     domain = "glyphs"
     name = "glyphs"
+
+    def __post_init__(self) -> None:
+        check_count("validation_images", self.validation_images, VALIDATION_IMAGES)
 
     @property
     def title(self) -> str:
