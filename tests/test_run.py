@@ -1,6 +1,7 @@
 """`python run.py` as a user types it: runs, sweeps, resuming, and one line for whatever is wrong."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -94,6 +95,9 @@ def test_help_names_the_choices(command):
     done = command("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in methods.names()) and "python run.py -m" in done.stdout
+    (root,) = [line for line in done.stdout.splitlines() if "data.root=PATH  " in line]
+    with_root = {path.stem for path in (ROOT / "conf" / "data").glob("*.yaml") if "\nroot:" in path.read_text()}
+    assert set(re.findall(r"\w+", root.partition("for data=")[2])) - {"and"} == with_root
 
 
 @pytest.mark.parametrize(
