@@ -11,7 +11,7 @@ ARGS ?=
 # A text as one word of the shell's, whatever is in it; and the folder as one text of Hydra's, in quotes where it needs any.
 shell_word = '$(subst ','\'',$(1))'
 PLAIN_ROOT = $(shell [[ $(call shell_word,$(ROOT)) =~ ^[/.A-Za-z_][/.A-Za-z0-9_-]*$$ ]] && echo yes)
-DATA_ROOT = $(if $(PLAIN_ROOT),data.root=$(ROOT),$(call shell_word,data.root='$(subst ',\',$(ROOT))'))
+DATA_ROOT = $(if $(ROOT),$(if $(PLAIN_ROOT),data.root=$(ROOT),$(call shell_word,data.root='$(subst ',\',$(ROOT))')))
 # One cell a core, each with one thread: faster than one cell on all cores, and the same digits on any number of them.
 # Networks at 224×224 need the memory, or the GPU, for themselves.
 LAUNCHER ?= $(if $(filter glyphs glyphs_coco,$(DATA)),joblib,basic)
@@ -107,7 +107,7 @@ format: setup  ## Apply ruff's fixes and format
 comma := ,
 # Fills the missing cells of an experiment, then prints its table, also when cells have failed: fill,experiment,table
 define fill
-	@$(RUN) run.py -m experiment=$(1) data=$(DATA) hydra/launcher=$(LAUNCHER) $(if $(ROOT),$(DATA_ROOT)) $(FORCED) $(ARGS); \
+	@$(RUN) run.py -m experiment=$(1) data=$(DATA) hydra/launcher=$(LAUNCHER) $(DATA_ROOT) $(FORCED) $(ARGS); \
 		status=$$?; $(RUN) -m bitsplit.report $(2) $(DATA) && exit $$status
 endef
 

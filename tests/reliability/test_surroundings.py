@@ -224,13 +224,24 @@ def test_home_spaces_and_unicode_in_every_path(tmp_path, imagenet_root, mobilene
     assert not (ROOT / "~").exists()
 
 
+def made(*arguments: str, **variables: str) -> str:
+    """What `make ARGUMENTS` would run."""
+    line = ["make", "-n", "-o", ".venv/.complete", *arguments]
+    return subprocess.run(
+        line, capture_output=True, text=True, cwd=ROOT, env=environment(**variables), check=True
+    ).stdout
+
+
 @pytest.mark.parametrize("root", ["/with space ü", "/it's, (a) [b] {c} ;&!", "~/a b", "/back\\slash/x"])
 def test_make_passes_the_folder_whole(root):
-    line = ["make", "-n", "-o", ".venv/.complete", "table4", "DATA=imagenette", f"ROOT={root}"]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment(), check=True)
-    (command,) = [text for text in done.stdout.splitlines() if "run.py" in text]
+    (command,) = [text for text in made("table4", "DATA=imagenette", f"ROOT={root}").splitlines() if "run.py" in text]
     (argument,) = [word for word in shlex.split(command.partition(";  status")[0], posix=True) if "data.root" in word]
     assert OverridesParser.create().parse_override(argument).value() == root
+
+
+def test_make_leaves_the_folder_to_the_variable_where_it_is_given_none():
+    assert "data.root" not in made("results-lite", IMAGENET_ROOT="/images")
+    assert "data.root=/images" in made("results-lite", "ROOT=/images")
 
 
 @pytest.mark.slow
