@@ -16,7 +16,7 @@ DATA_ROOT = $(if $(ROOT),$(if $(PLAIN_ROOT),data.root=$(ROOT),$(call shell_word,
 # Networks at 224×224 need the memory, or the GPU, for themselves.
 LAUNCHER ?= $(if $(filter glyphs glyphs_coco,$(DATA)),joblib,basic)
 # FORCE=1 runs what was not run by this very make: cells that several tables share are run once.
-FORCED := $(if $(FORCE),force=$(shell date +%s))
+FORCED := $(if $(filter-out 0,$(FORCE)),force=$(shell date +%s))
 SETUP := $(VENV)/.complete
 DETECTION := $(VENV)/.detection
 # Of a compilation only how far it is: ninja's [12/78] among all the compiler's warnings.
@@ -141,8 +141,8 @@ predictions: $(DETECTION)  ## Draw what the detectors find in floating point and
 	$(RUN) experiments/draw_predictions.py
 
 results-beyond: setup  ## Add the rows of what goes beyond the paper's code to the three tables
-	$(MAKE) table4 ARGS="method=bitsplit_ecaq,bitsplit_lattice,bitsplit_plus $(ARGS)"
-	$(MAKE) table-weights table-both ARGS="method=bitsplit_lattice,bitsplit_plus $(ARGS)"
+	$(MAKE) table4 FORCED=$(FORCED) ARGS="method=bitsplit_ecaq,bitsplit_lattice,bitsplit_plus $(ARGS)"
+	$(MAKE) table-weights table-both FORCED=$(FORCED) ARGS="method=bitsplit_lattice,bitsplit_plus $(ARGS)"
 
 results-seeds: setup  ## Add calibration seeds 1 to 4 to the cells W4A4, W3A32 and W3A3 (ARGS="model=resnet18")
 	$(call fill,seeds wbits=4 abits=4,table_both)

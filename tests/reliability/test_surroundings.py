@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -242,6 +243,17 @@ def test_make_passes_the_folder_whole(root):
 def test_make_leaves_the_folder_to_the_variable_where_it_is_given_none():
     assert "data.root" not in made("results-lite", IMAGENET_ROOT="/images")
     assert "data.root=/images" in made("results-lite", "ROOT=/images")
+
+
+def test_make_forces_the_cells_of_all_its_tables_once(tmp_path):
+    """With a clock that never tells the same time twice."""
+    (tmp_path / "date").write_text('#!/bin/sh\necho "$(($(/bin/date +%s%N) / 1000))"\n')
+    (tmp_path / "date").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    for target, cells in (("table4", 1), ("results-beyond", 3)):
+        assert "force=" not in made(target, "FORCE=0") + made(target)
+        lines = [line for line in made(target, "FORCE=1", PATH=path).splitlines() if "run.py" in line]
+        assert len(lines) == cells and len({re.search(r" force=\d+ ", line)[0] for line in lines}) == 1
 
 
 @pytest.mark.slow
