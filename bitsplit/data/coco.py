@@ -28,10 +28,12 @@ def read_annotations(path: Path) -> dict:
 
 @dataclass(frozen=True)
 class Scenes:
-    """One split: an annotation file and the folder of its images."""
+    """One split: an annotation file and the folder of its images; `labelled` where these must have annotations, which
+    calibration does without."""
 
     annotations: Path
     images: Path
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self._checked[0])
@@ -54,7 +56,7 @@ class Scenes:
             raise InputError(f"{self.annotations} is missing; a COCO folder holds annotations/ and images")
         try:
             content = json.loads(self.annotations.read_text(encoding="utf-8"))
-            _check(self.annotations, content)
+            _check(self.annotations, content, self.labelled)
             names = [image["file_name"] for image in content["images"]]
             categories = [c["name"] for c in sorted(content["categories"], key=lambda category: category["id"])]
         except (ValueError, KeyError, TypeError) as error:
@@ -66,10 +68,10 @@ class Scenes:
         return names, categories
 
 
-def _check(path: Path, content: dict) -> None:
+def _check(path: Path, content: dict, labelled: bool) -> None:
     """InputError for the content of an annotation file that COCO's evaluation would fail on, or find nothing in."""
     for part, keys in _KEYS.items():
-        if not content[part]:
+        if not content[part] and (labelled or part != "annotations"):
             raise InputError(f"{path} names no {part}")
         for entry in content[part]:
             if lacking := [key for key in keys if key not in entry]:
@@ -82,7 +84,7 @@ def _check(path: Path, content: dict) -> None:
         if one["id"] in seen:
             raise InputError(f"{path} has two annotations {one['id']}; give each an id of its own")
         seen.add(one["id"])
-    if not any(one["image_id"] in images for one in content["annotations"]):
+    if labelled and not any(one["image_id"] in images for one in content["annotations"]):
         raise InputError(f"{path} names no annotations of its images")
 
 
@@ -111,7 +113,7 @@ class Coco:
         root = Path(self.root)
         if not root.is_dir():
             raise InputError(f"data.root={self.root} is not a folder")
-        return Scenes(root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017")
+        return Scenes(root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017", split == "val")
 
 
 @dataclass(frozen=True)

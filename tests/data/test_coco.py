@@ -66,6 +66,12 @@ def test_annotations_that_make_no_sense(root, parts, message):
         len(Coco(str(root)).scenes("val"))
 
 
+def test_calibration_needs_no_annotations(root):
+    path = root / "annotations" / "instances_train2017.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    assert len(Coco(str(root)).scenes("train")) == 4
+
+
 def test_missing_images_are_counted_and_the_first_is_named(root):
     for index in (1, 3):
         (root / "val2017" / f"{index:06d}.png").unlink()
