@@ -31,7 +31,7 @@ from bitsplit.methods.base import Codes, Method, RefinableInput, RefinableWeight
 from bitsplit.plan import Plan, check_names, decided
 from bitsplit.progress import progress, timed
 from bitsplit.settings import FLOAT_BITS, BatchNorm, Settings
-from bitsplit.solver.threads import may_loop_in_threads
+from bitsplit.solver.threads import check_process
 from bitsplit.statistics.batches import CalibrationBatches
 from bitsplit.statistics.loss import CalibrationLoss
 from bitsplit.statistics.memory import freed_memory_kept, return_freed
@@ -107,11 +107,7 @@ def quantize(
     >>> qmodel.report[["name", "wbits", "abits"]].values.tolist()
     [['0', 8, 32], ['2', 4, 4], ['4', 4, 6]]
     """
-    if not may_loop_in_threads():
-        raise InputError(
-            "this process was forked from one that has quantized or run a quantized network, and GNU OpenMP would end "
-            "it: start it by multiprocessing's method 'spawn'"
-        )
+    check_process()
     settings = _checked(settings or Settings(), Settings, "settings").overridden(wbits, abits, bits, seed)
     method = methods.named(method) if isinstance(method, str) else _checked(method, Method, "method")
     known = known or Known()

@@ -26,7 +26,7 @@ from bitsplit.solver.gptq import gptq
 from bitsplit.solver.integers import integers
 from bitsplit.solver.lattice import lattice
 from bitsplit.solver.objective import objective, optimal_scale, panels, rest_dead_inputs
-from bitsplit.solver.threads import start_threads
+from bitsplit.solver.threads import check_process
 
 ROUNDS = 100  # of the published code
 
@@ -138,7 +138,7 @@ def solve(
     tensor([0.1000])
     """
     _check(gram, cross, bits, weight, algorithm, midrise)
-    start_threads()
+    check_process()
     grid = Grid(bits, midrise=midrise)
     if weight is None:
         weight = cross.double() @ torch.linalg.pinv(gram.double(), hermitian=True)
