@@ -191,11 +191,11 @@ class LayerCalls(TorchFunctionMode):
             self._skip(weight, f"a {_OTHER_WEIGHTED[func]}, which is not supported")
         if read is not None:
             args, kwargs = ((read, *args[1:]), kwargs) if args else (args, kwargs | {"input": read})
+        lent = [value for value in tree_leaves((args, kwargs)) if id(value) in self._names and not self._inside(value)]
         result = func(*args, **kwargs)
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # not where a shape, say, is asked for
-            for value in tree_leaves((args, kwargs)):
-                if id(value) in self._names and not self._inside(value):
-                    self._skip(value, "used outside its module's forward, where its input cannot be quantized")
+        if lent and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # not a shape, say
+            for weight in lent:
+                self._skip(weight, "used outside its module's forward, where its input cannot be quantized")
         return result
 
     def _convolution(self, args, kwargs) -> Tensor | None:
