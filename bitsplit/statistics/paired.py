@@ -23,7 +23,7 @@ class PairedMoments:
         self._cross = weight.new_zeros(groups, outputs, inputs)
         self._energy = weight.new_zeros(groups, outputs)
         # Sums are of differences from these, so that images in raw counts of a sensor, say, lose no digits.
-        self._read_origin = self._mean_read = weight.new_zeros(groups, 1, inputs)
+        self._read_origin, self._mean_read = (weight.new_zeros(groups, 1, inputs) for _ in range(2))
         self._output_origin, self._mean_output, self.mean_missing = (
             weight.new_zeros(groups, 1, outputs) for _ in range(3)
         )
@@ -52,7 +52,7 @@ class PairedMoments:
         average_in(self._gram, read, before)
         self._cross.baddbmm_(output.mT, read, beta=old, alpha=new)
         self._energy.mul_(old).add_(output.square().sum(dim=1), alpha=new)
-        self._mean_read = self._mean_read.mul(old).add_(read.sum(dim=1, keepdim=True), alpha=new)
+        self._mean_read.mul_(old).add_(read.sum(dim=1, keepdim=True), alpha=new)
         self._mean_output.mul_(old).add_(output.sum(dim=1, keepdim=True), alpha=new)
         if missing is not None:
             self.mean_missing.mul_(old).add_(missing.sum(dim=1, keepdim=True), alpha=new)
