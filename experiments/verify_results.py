@@ -90,16 +90,17 @@ def sample(arguments: argparse.Namespace) -> list[dict]:
     return random.Random(arguments.seed).sample(runs, min(arguments.cells, len(runs)))
 
 
-def verdict(run: dict, root: Path | None) -> str:
-    """A record's cell computed anew, in words: "equal", by how much it is not, or why it could not be computed."""
+def verdict(run: dict, root: Path | None) -> tuple[bool, str]:
+    """Whether a record's cell comes out equal, and in words: by how much not, or why it could not be computed."""
     try:
         with tempfile.TemporaryDirectory() as scratch:
             keys = [*overrides_of(run, root), f"results={scratch}", "device=cpu"]
             new, _, _ = experiment.run(compose("config", readable_arguments(keys)))
     except EXPECTED as error:
-        return f"cannot be computed: {one_line(error)}"
+        return False, f"cannot be computed: {one_line(error)}"
     where = "" if new["machine"]["processor"] == run["machine"]["processor"] else ", another processor"
-    return f"{difference(new, run) or 'equal'}{where}"
+    moved = difference(new, run)
+    return not moved, f"{moved or 'equal'}{where}"
 
 
 @in_one_line
@@ -117,8 +118,8 @@ def main() -> int:
     print(f"{len(runs)} records, drawn with --seed {arguments.seed}", flush=True)
     with configurations(), computing_anew():
         for run in runs:
-            said = verdict(run, arguments.root)
-            equal += said.startswith("equal")
+            same, said = verdict(run, arguments.root)
+            equal += same
             bits = f"W{run['wbits']}A{run['abits']}"
             cell = f"{run['data']['name']} {model_title(run['model'])} {method_title(run['method'])} {bits}"
             print(f"{cell} seed {run['seed']} {run['variant']}: {said}", flush=True)
