@@ -48,10 +48,15 @@ class Scenes:
         """Names of the categories, by their identifiers."""
         return self._checked[1]
 
+    @property
+    def masks(self) -> bool:
+        """Whether every annotation has a mask beside its box."""
+        return self._checked[2]
+
     @cached_property
-    def _checked(self) -> tuple[list[str], list[str]]:
-        """Names of the images and of the categories; InputError where the annotations are damaged, empty, or name an
-        image that is not there."""
+    def _checked(self) -> tuple[list[str], list[str], bool]:
+        """Names of the images and of the categories, and whether there are masks; InputError where the annotations are
+        damaged, empty, or name an image that is not there."""
         if not self.annotations.is_file():
             raise InputError(f"{self.annotations} is missing; a COCO folder holds annotations/ and images")
         try:
@@ -59,13 +64,14 @@ class Scenes:
             _check(self.annotations, content, self.labelled)
             names = [image["file_name"] for image in content["images"]]
             categories = [c["name"] for c in sorted(content["categories"], key=lambda category: category["id"])]
+            masks = all(one.get("segmentation") for one in content["annotations"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.annotations} is not a COCO annotation file: {error!r}") from error
         there = {path.name for path in self.images.iterdir()} if self.images.is_dir() else set()
         missing = [name for name in names if name not in there]
         if missing:
             raise InputError(f"{len(missing)} of {len(names)} images are missing, {self.images / missing[0]} first")
-        return names, categories
+        return names, categories, masks
 
 
 def _check(path: Path, content: dict, labelled: bool) -> None:

@@ -78,7 +78,7 @@ class Detection:
         """The files that the numbers depend on, those of the calibration scenes first; none of drawn data."""
         if not hasattr(self.data, "root"):
             return []
-        train, val = self.data.scenes("train"), self.data.scenes("val")
+        train, val = self.data.scenes("train"), self._validation
         return [train.annotations, *calibration.paths, val.annotations, *val.paths]
 
     def evaluate(self, module: DetectorModule, what: str = "evaluation") -> dict:
@@ -98,7 +98,7 @@ class Detection:
         from mmdet.evaluation import CocoMetric
 
         dataset = self.dataset(self._validation)
-        kinds = ["bbox", "segm"] if getattr(module.detector, "with_mask", False) else ["bbox"]
+        kinds = ["bbox", "segm"] if self._has_masks else ["bbox"]
         with quiet():
             metric = CocoMetric(
                 str(self._validation.annotations), kinds, format_only=True, outfile_prefix=str(folder / "detections")
@@ -154,7 +154,17 @@ class Detection:
 
     @cached_property
     def _validation(self) -> Scenes:
-        return self.data.scenes("val")
+        scenes = self.data.scenes("val")
+        if self._has_masks and not scenes.masks:
+            raise InputError(
+                f"{scenes.annotations} has annotations without a mask ('segmentation'), which this detector is judged "
+                "by; model=retinanet needs boxes alone"
+            )
+        return scenes
+
+    @property
+    def _has_masks(self) -> bool:
+        return getattr(self.network.module.detector, "with_mask", False)
 
 
 class CalibrationScenes:

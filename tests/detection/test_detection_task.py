@@ -123,3 +123,21 @@ def test_a_damaged_image_is_named(detection, coco_root):
             task.evaluate(task.module)
     finally:
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("masks", [{}, {"segmentation": []}])
+def test_boxes_alone_do_for_a_detector_of_boxes_and_not_for_one_of_masks(detection, coco_root, masks):
+    """COCO's evaluation ends in a KeyError, or an IndexError, where a mask is missing."""
+    annotations = coco_root / "annotations" / "instances_val2017.json"
+    text = annotations.read_text()
+    content = json.loads(text)
+    del content["annotations"][-1]["segmentation"]
+    content["annotations"][-1] |= masks
+    annotations.write_text(json.dumps(content))
+    try:
+        assert detection("retinanet").evaluate(detection("retinanet").module)["bbox_ap"] > 20
+        task = detection("mask_rcnn")
+        with pytest.raises(InputError, match="instances_val2017.json has annotations without a mask"):
+            task.evaluate(task.module)
+    finally:
+        annotations.write_text(text)
