@@ -80,11 +80,11 @@ def quantize(
 
     model: any module of Conv2d, ConvTranspose2d and Linear layers, subclasses included. calibration: an iterable of
     image batches (N, C, H, W), or of (images, anything); best a list or a DataLoader of about 1,000 images or more from
-    the training set. wbits, abits: 2 to 8, or 32 for floating point; where None, the settings', which are 4. method: a
-    name from `bitsplit.methods.names()`, or a method object with settings of its own. bits: (wbits, abits) by patterns
-    over layer names, for layers that shall have others. seed: fixes every random choice; where None, the settings', 0.
-    settings: everything else (bits of the first and last layer, calibration sizes, batch-norm re-estimation). known:
-    what an earlier call has computed.
+    the training set, in a random order: where there are more than are needed, the first are taken. wbits, abits: 2 to
+    8, or 32 for floating point; where None, the settings', which are 4. method: a name from `bitsplit.methods.names()`,
+    or a method object with settings of its own. bits: (wbits, abits) by patterns over layer names, for layers that
+    shall have others. seed: fixes every random choice; where None, the settings', 0. settings: everything else (bits of
+    the first and last layer, calibration sizes, batch-norm re-estimation). known: what an earlier call has computed.
 
     Returns a module in eval mode. Its `report` is a pandas.DataFrame, one row a layer: name, shape, wbits, abits,
     signed (input range), relative_error (‖y − ŷ‖²/‖y‖² of the output through the weights), input_error
