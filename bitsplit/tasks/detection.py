@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from bitsplit.data.coco import Scenes, read_annotations
@@ -144,6 +144,7 @@ class Detection:
         pipeline = [step for step in dataset.pipeline if step.type != "LoadAnnotations"]
         detector = self.network.module.detector
         head = detector.roi_head.bbox_head if hasattr(detector, "roi_head") else detector.bbox_head
+        head = head[-1] if isinstance(head, nn.ModuleList) else head  # of a cascade
         if head.num_classes != len(scenes.categories):
             raise InputError(
                 f"the network tells {head.num_classes} categories apart, and {scenes.annotations} names "
