@@ -124,6 +124,11 @@ table-weights: setup  ## Weights alone: W8..W3 with activations in floating poin
 table-both: setup  ## Weights and activations at the same bit-width, 8..3
 	$(call fill,both,table_both)
 
+table5: DATA = glyphs_coco
+table5: $(DETECTION)  ## Table 5: RetinaNet and Mask R-CNN, boxes and masks (DATA=coco ROOT=folder for COCO)
+	$(call fill,table5,table5)
+
+## Beyond the paper, and checks
 table-two-bits: setup  ## Weights at 2 bits, which the paper leaves out: activations in floating point, at 8 and 4 bits
 	$(call fill,two_bits,table_two_bits)
 
@@ -132,10 +137,6 @@ table-conventions: setup  ## Bit-split and bit-split-plus under four conventions
 
 table-ablation: setup  ## What each ingredient of bit-split-plus is worth (ARGS="--networks resnet18 --seeds 0 1 2")
 	$(RUN) experiments/ablation.py $(ARGS)
-
-table5: DATA = glyphs_coco
-table5: $(DETECTION)  ## Table 5: RetinaNet and Mask R-CNN, boxes and masks (DATA=coco ROOT=folder for COCO)
-	$(call fill,table5,table5)
 
 predictions: $(DETECTION)  ## Draw what the detectors find in floating point and at W4A4 (results/glyphs_coco)
 	$(RUN) experiments/draw_predictions.py
@@ -184,7 +185,7 @@ results-lite: setup-lite  ## Fill the EfficientNet-Lites' cells on ImageNet imag
 	$(RUN) -m bitsplit.report
 	$(RUN) -m bitsplit.report figures
 
-reproduce:  ## Everything the paper reports: time first, comparison last (DATA=imagenet|coco ROOT=folder)
+reproduce:  ## Everything the paper reports: hours first, on ImageNet the comparison last (DATA=imagenet|coco ROOT=folder)
 	$(if $(filter imagenet coco,$(DATA)),,$(error reproduce takes DATA=imagenet or DATA=coco, not DATA=$(DATA)))
 	$(if $(ROOT),,$(error give the folder of $(DATA): make reproduce DATA=$(DATA) ROOT=folder))
 	$(if $(shell root=$(call shell_word,$(ROOT)); [ -d "$${root/#\~/$$HOME}" ] && echo found),,$(error ROOT=$(ROOT) is not a folder))

@@ -1,4 +1,4 @@
-"""bitsplit: 3- to 8-bit convolutional networks without labels and without back-propagation.
+"""bitsplit: 2- to 8-bit convolutional networks without labels and without back-propagation.
 
 qmodel = bitsplit.quantize(model, loader, wbits=4, abits=4)
 bitsplit.save(qmodel, "resnet18-w4a4.safetensors")

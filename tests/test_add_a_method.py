@@ -1,4 +1,4 @@
-"""The promise of docs/add_a_method.md: a method is one file and one YAML."""
+"""The promise of docs/add_a_method.md: a method, a network or a data set is one file and one YAML."""
 
 import re
 import shutil
@@ -6,23 +6,24 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, SMALL
 
 from bitsplit.report import record
+from bitsplit.vision import torchvision
 
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the code with the document's two files in their places."""
+    """A copy of the code with the document's files in their places, two of each section."""
     for name in ("bitsplit", "conf"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "run.py", tmp_path)
-    section = (ROOT / "docs" / "add_a_method.md").read_text().split("## Add a method")[1].split("\n## ")[0]
-    files = re.findall(r"```\w+\n# (\S+)\n(.*?)```", section, flags=re.DOTALL)
-    assert len(files) == 2
+    files = re.findall(r"```\w+\n# (\S+)\n(.*?)```", (ROOT / "docs" / "add_a_method.md").read_text(), flags=re.DOTALL)
+    assert len(files) == 6
     for name, text in files:
         (tmp_path / name).write_text(text)
-    assert sum(len(text.splitlines()) for _, text in files) < 30
+    assert sum(len(text.splitlines()) for _, text in files[:2]) < 30
     return tmp_path
 
 
@@ -42,3 +43,13 @@ def test_the_documented_method_runs_and_has_its_line_in_the_tables(copy):
     shutil.copytree(ROOT / "results" / "paper", copy / "results" / "paper")
     table = run(copy, "-m", "bitsplit.report", "runs", "glyphs")
     assert table.returncode == 0 and "percentile" in table.stdout, table.stderr
+
+
+@pytest.mark.slow
+def test_the_documented_network_runs_on_the_documented_data_set(copy, imagenet_root):
+    torch.save(torchvision.models.mobilenet_v2().state_dict(), copy / "weights.pth")
+    overrides = ["data=class_folders", f"data.root={imagenet_root}", "model=mobilenet_v2", "model.weights=weights.pth"]
+    done = run(copy, "run.py", *overrides, *SMALL, "calibration.batch_size=8", "logger=none", "method=tflite")
+    assert done.returncode == 0, done.stderr
+    (path,) = (copy / "results" / "class_folders" / "runs").glob("*.json")
+    assert record.read(path)["metrics"]["quantized"]["images"] == 12
