@@ -15,7 +15,7 @@ from typing import ClassVar
 import pandas
 from hydra import compose
 from scipy import stats
-from script import ROOT, configurations, in_one_line, parser_of, use_one_thread
+from script import ROOT, check_place, configurations, in_one_line, parser_of, use_one_thread
 
 from bitsplit import ptq
 from bitsplit.files import user_path, write_text
@@ -27,6 +27,7 @@ from bitsplit.report.record import config_hash
 from bitsplit.report.render import Table, write_table
 from bitsplit.report.texts import bits_text
 from bitsplit.report.titles import MODEL_TITLES, PAPER_CLASSIFIERS, in_order, model_title
+from bitsplit.runs.arguments import readable_arguments
 from bitsplit.runs.experiment import Run
 from bitsplit.runs.provenance import provenance
 from bitsplit.settings import FLOAT_BITS
@@ -81,14 +82,13 @@ def cells(model: str, rows: list[str], seeds: list[int], keys: list[str], result
             *keys,
             *settings,
         ]
-        run = Run.of(compose("config", [*overrides, f"method={method.name}"]))
+        run = Run.of(compose("config", readable_arguments([*overrides, f"method={method.name}"])))
         identity = config_hash(run.identity | {"row": row, "class": attributes, "fields": values})
         place = results / run.bench.task.data.name / "ablation"
         path = place / f"{model}-w{wbits}a{abits}-s{seed}-{identity[:12]}.json"
         if not path.exists():
             cell = {"model": model, "row": row, "wbits": wbits, "abits": abits, "seed": seed}
             cell |= {"folder": place.parent.name, **measured(run, method), **provenance()}
-            place.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(cell, ensure_ascii=False))
         yield json.loads(path.read_text(encoding="utf-8"))
 
@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further keys of run.py")
     parser.add_argument("--results", type=user_path, default=ROOT / "results", help="folder of the results")
     arguments = parser.parse_args()
+    check_place(arguments.results, arguments.set)
     use_one_thread()
     with configurations():
         found = [

@@ -22,6 +22,7 @@ from bitsplit.layout import grouped_weight, weighted_layers
 from bitsplit.networks.classifiers import PAPER_NETWORKS
 from bitsplit.plan import Plan
 from bitsplit.report import MODEL_TITLES
+from bitsplit.runs.arguments import readable_arguments
 from bitsplit.runs.experiment import Run
 from bitsplit.solver.bitsplit import solve
 from bitsplit.statistics.batches import CalibrationBatches
@@ -34,7 +35,7 @@ def layers_of(model: str, root: str | None) -> list[tuple[str, LayerStats, Tenso
     """Name, statistics and weight (G, M, N) of every layer of a network, with the calibration of `run.py`."""
     data = ["data=glyphs"] if model in PAPER_NETWORKS else ["data=imagenet", f"data.root={root}", "data.resize=null"]
     with configurations():
-        run = Run.of(compose("config", [f"model={model}", *data]))
+        run = Run.of(compose("config", readable_arguments([f"model={model}", *data])))
     network = run.bench.task.module
     batches = CalibrationBatches(run.bench.calibration, network)
     statistics = ptq.measure_statistics(network, Plan.of(network, batches, run.method, run.settings), batches)

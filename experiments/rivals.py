@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from hydra import compose
 from rivals_table import rivals_table
-from script import configurations, in_one_line, parser_of, positive, use_one_thread
+from script import check_place, configurations, in_one_line, parser_of, positive, use_one_thread
 from torch import Tensor, nn
 
 import bitsplit
@@ -31,6 +31,7 @@ from bitsplit.layers.batch_norm import reestimate_batch_norm
 from bitsplit.progress import progress
 from bitsplit.report.record import config_hash
 from bitsplit.report.render import write_table
+from bitsplit.runs.arguments import readable_arguments
 from bitsplit.runs.experiment import Run, results_folder
 from bitsplit.runs.provenance import provenance
 from bitsplit.settings import BatchNorm, Bits, Settings
@@ -65,14 +66,15 @@ class Ground:
     """A network, its calibration batches and its validation images, the same for every cell; `limit` images at most."""
 
     def __init__(self, network: str, overrides: list[str], limit: int | None):
-        config = compose("config", [f"model={network}", *overrides])
+        config = compose("config", readable_arguments([f"model={network}", *overrides]))
+        check_place(results_folder(config), [*overrides, *([f"--images={limit}"] if limit else [])])
         run = Run.of(config)
         self.task, self.seed = run.bench.task, run.settings.seed
         self.folder = results_folder(config) / self.task.data.name
         self._bench, self._limit = run.bench, limit
 
     def identity(self, cell: Cell) -> str:
-        """A hash of all that a cell's numbers depend on."""
+        """A hash of what a cell is of."""
         what = {"model": self.task.network.identity, "data": self.task.title, "files": self._bench.data_digest}
         return config_hash(what | vars(cell) | {"seed": self.seed, "images": self._limit})
 
@@ -181,13 +183,11 @@ def records(folder: Path) -> list[dict]:
 
 def fill(ground: Ground, wanted: list[Cell]) -> None:
     """Runs the cells that have no record, one rival after another; one that fails is a row with the reason."""
-    there = {record["identity"] for record in records(ground.folder)}
+    there = {(record["identity"], record["package"]) for record in records(ground.folder)}
     missing: dict[tuple, list[Cell]] = {}
     for cell in wanted:
-        if ground.identity(cell) not in there:
+        if (ground.identity(cell), package(cell.rival)) not in there:
             missing.setdefault((cell.wbits, cell.abits, cell.rival), []).append(cell)
-    for _, _, rival in missing:  # before hours of the others
-        package(rival)
     for cells in progress(missing.values(), "rivals"):
         try:
             run_cells(ground, cells)

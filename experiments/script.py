@@ -11,10 +11,11 @@ import numba
 import torch
 from hydra import initialize_config_dir
 
-from bitsplit.errors import one_line
+from bitsplit.errors import InputError, one_line
 from bitsplit.runs.sweep import EXPECTED
 
 ROOT = Path(__file__).resolve().parents[1]
+_HARMLESS = ("data", "data.root", "device", "logger", "results")  # keys of run.py that leave a cell what it is
 
 
 def parser_of(description: str) -> argparse.ArgumentParser:
@@ -38,6 +39,16 @@ def positive(text: str) -> int:
     if (count := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return count
+
+
+def check_place(results: Path, keys: list[str]) -> None:
+    """InputError where `keys` of run.py change what is computed and `results` is the folder of the committed cells:
+    their names do not say such keys, and their table is of the defaults."""
+    changing = [key for key in keys if key.partition("=")[0] not in _HARMLESS]
+    if changing and results.resolve() == ROOT / "results":
+        raise InputError(
+            f"{changing[0]} changes what the cells in results/ are of; give another folder for the results"
+        )
 
 
 def in_one_line(main: Callable[[], int | None]) -> Callable[[], int]:
