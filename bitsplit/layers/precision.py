@@ -12,20 +12,39 @@ def full_precision() -> Iterator[None]:
     bits every time, a surrounding autocast does nothing, and tensors are `ordinary_tensors`.
 
     What torch does on its own there rounds inputs to ten bits of mantissa (TF32), too few for the products of 8-bit
-    codes with their scales, and may choose algorithms that add in any order; what the caller may have asked for in
-    matrix products (`torch.set_float32_matmul_precision`) leaves as few or fewer.
+    codes with their scales, and may choose algorithms that add in any order; what the caller may have asked for
+    (`torch.set_float32_matmul_precision`, `torch.backends.fp32_precision`) leaves as few or fewer.
     """
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    asked = torch.get_float32_matmul_precision()
-    with (
-        torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False),
-        ordinary_tensors(),
-        contextlib.ExitStack() as stack,
-    ):
-        for device in devices:
+    cudnn = torch.backends.cudnn
+    with _float32_products(), ordinary_tensors(), contextlib.ExitStack() as stack:
+        for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
             stack.enter_context(torch.autocast(device, enabled=False))
-        stack.callback(torch.set_float32_matmul_precision, asked)
-        torch.set_float32_matmul_precision("highest")
+        for name, value in (("deterministic", True), ("benchmark", False)):
+            stack.callback(setattr, cudnn, name, getattr(cudnn, name))
+            setattr(cudnn, name, value)
+        yield
+
+
+@contextlib.contextmanager
+def _float32_products() -> Iterator[None]:
+    """By both of torch's interfaces: each refuses to read what was set through the other in a way that it cannot say,
+    so that either alone would fail here, or inside for whoever asks the other."""
+    backends = torch.backends
+    parts = ()
+    if hasattr(backends, "fp32_precision"):  # since torch 2.9
+        kinds = (backends.cudnn, backends.mkldnn)
+        parts = (backends.cuda.matmul, backends.mkldnn.matmul, *(kind.conv for kind in kinds), *(k.rnn for k in kinds))
+    with contextlib.ExitStack() as stack:
+        for part in parts:  # restored last: the older interface sets them too
+            stack.callback(setattr, part, "fp32_precision", part.fp32_precision)
+        with contextlib.suppress(RuntimeError):
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        with contextlib.suppress(RuntimeError):
+            stack.callback(setattr, backends.cudnn, "allow_tf32", backends.cudnn.allow_tf32)
+            backends.cudnn.allow_tf32 = False
+        for part in parts:
+            part.fp32_precision = "ieee"
         yield
 
 
