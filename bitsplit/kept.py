@@ -85,12 +85,17 @@ def _alone(path: Path, wait: bool = True) -> Iterator[bool]:
 def trim(folders: Iterable[Path], limit: float) -> None:
     """Removes from `folders` the files that `kept` has left there and nobody has used for longest, down to `limit`
     bytes in all."""
-    files = [path for folder in folders for path in folder.glob("[0-9a-f]*-*.*")]
+    facts = {}
+    for folder in folders:
+        for path in folder.glob("[0-9a-f]*-*.*"):
+            with suppress(OSError):  # another process has removed it
+                facts[path] = path.stat()
     room = limit
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        room -= path.stat().st_size
+    for path in sorted(facts, key=lambda path: facts[path].st_mtime_ns, reverse=True):
+        room -= facts[path].st_size
         if room < 0:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # likewise, or it is not ours to remove
+                path.unlink()
 
 
 def mark_used(path: Path) -> None:

@@ -146,7 +146,6 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
     finished = time.perf_counter()
     seconds = quantized.seconds | {"evaluation": finished - evaluation_started, "total": finished - started}
     new = _record(this, metrics, quantized, seconds)
-    trim((cache_root() / name for name in KEPT), cache.max_gb * 2**30)
     try:
         record.write(this.path, new)
     except OSError as error:  # a full disk, say: no finished number is lost
@@ -154,6 +153,7 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
         raise InputError(f"{this.path} could not be written ({error.strerror}); its numbers are those above") from error
     for key, path in products.items():
         PRODUCTS[key](Finished(quantized, bench, new), path)
+    trim((cache_root() / name for name in KEPT), cache.max_gb * 2**30)
     return new, this.path, True
 
 
