@@ -123,7 +123,9 @@ def temporary_file(folder: Path, name: str) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, put in its place at the end of the body; nothing is left if the body raises."""
+    """A temporary file beside `path`, put in its place at the end of the body; nothing is left if the body raises. A
+    symbolic link stays one, to what is written."""
+    path = path.resolve()
     with temporary_file(path.parent, path.stem) as temporary:
         yield temporary
         os.replace(temporary, path)

@@ -65,6 +65,8 @@ class Scenes:
             names = [image["file_name"] for image in content["images"]]
             categories = [c["name"] for c in sorted(content["categories"], key=lambda category: category["id"])]
             masks = all(one.get("segmentation") for one in content["annotations"])
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.annotations} is not a COCO annotation file: {error!r}") from error
         there = {path.name for path in self.images.iterdir()} if self.images.is_dir() else set()

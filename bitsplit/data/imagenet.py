@@ -103,7 +103,11 @@ class Imagenette(ImageNet):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
                 torchvision.datasets.Imagenette(scratch, split="val", size="320px", download=True)
-                os.replace(Path(scratch) / folder.name, folder)
+                try:
+                    os.replace(Path(scratch) / folder.name, folder)
+                except OSError:
+                    if not folder.is_dir():  # no other run has put it there meanwhile
+                        raise
         except (OSError, RuntimeError) as error:  # URLError is an OSError
             raise InputError(
                 f"Imagenette could not be downloaded ({error}); put imagenette2-320.tgz into {self.root} "

@@ -73,7 +73,7 @@ class ImageFiles(Dataset):
             return None
         with torch.random.fork_rng(devices=[]):
             # Hashed together: torch's CPU generator reads only the low 32 bits of its seed.
-            torch.manual_seed(zlib.crc32(f"{self.seed}/{index}".encode()))
+            torch.default_generator.manual_seed(zlib.crc32(f"{self.seed}/{index}".encode()))
             return self.transform(image)
 
 

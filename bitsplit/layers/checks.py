@@ -87,8 +87,11 @@ def check_wrapped(network: nn.Module, images: Tensor) -> None:
 
 
 def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # for networks that draw
+    # Networks that draw get the same numbers each time; `torch.manual_seed` would seed the caller's other devices too.
+    devices = [images.device] if images.is_cuda else []
+    with torch.random.fork_rng(devices):
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[one.index] for one in devices)):
+            generator.manual_seed(0)
         return [leaf for leaf in tree_leaves(network(images.clone())) if isinstance(leaf, Tensor)]
 
 

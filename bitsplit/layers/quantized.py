@@ -82,6 +82,8 @@ class QuantizedLayer(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name.startswith("__"):  # a `__deepcopy__` of the layer's would copy the layer alone
+                raise
             return getattr(super().__getattr__("layer"), name)
 
 

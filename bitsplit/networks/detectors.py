@@ -207,6 +207,7 @@ def require_mmdet() -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without mmdet's and pycocotools' reports of their progress, and of optional packages that are not used here."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with (
@@ -217,7 +218,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def build(config: "Config") -> nn.Module:

@@ -104,6 +104,7 @@ class Solution:
 ALGORITHMS = {"planes": bit_split, "integers": integers, "gptq": gptq, "lattice": lattice}
 
 
+@torch.no_grad()
 def solve(
     gram: Tensor,
     cross: Tensor,

@@ -41,7 +41,7 @@ class CalibrationBatches:
     def own_size(self) -> int:
         """Images in a batch as the source has it."""
         said = getattr(self._source, "batch_size", None)
-        return said if isinstance(said, int) else len(next(self.first(1)))
+        return said if isinstance(said, int) and len(self) > 1 else len(next(self.first(1)))
 
     @property
     def small(self) -> bool:

@@ -49,7 +49,7 @@ def export_onnx(qmodel: nn.Module, path: str | Path, example: Tensor | tuple[Ten
         raise InputError(f"form must be one of {', '.join(_FORMS)}; got {form!r}")
     path = output_file(path)
     inputs = _examples(example)
-    if hasattr(qmodel, "graph"):
+    if callable(getattr(qmodel, "graph", None)):
         qmodel, inputs = qmodel.graph(*inputs)
     network, names = _traceable(qmodel, inputs)
     with onnx_packages(), progress(None, "ONNX export", total=3) as bar:

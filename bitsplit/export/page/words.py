@@ -45,7 +45,7 @@ def change_text(points: float) -> str:
     >>> change_text(-1.456), change_text(0.0)
     ('−1.46', '+0.00')
     """
-    return f"{points:+.2f}".replace("-", "−")
+    return f"{round(points, 2) + 0.0:+.2f}".replace("-", "−")  # no negative zero
 
 
 def value_text(value: float) -> str:
