@@ -56,6 +56,21 @@ def test_what_was_used_last_stays_and_nothing_else_is_touched(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_what_cannot_be_removed_ends_no_run(tmp_path, monkeypatch):
+    """A cache that is another user's, or a file that another process removes meanwhile."""
+    value_in(tmp_path, lambda: "12345", "0a")
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    trim([tmp_path], 1)
+    monkeypatch.undo()
+    (tmp_path / "0b-gone.txt").symlink_to(tmp_path / "nothing")
+    trim([tmp_path], 10)
+    assert len(list(tmp_path.glob("0a-*"))) == 1
+
+
 @pytest.mark.parametrize("bound", [0, -1, float("nan"), True, "all"])
 def test_a_bound_is_a_positive_number(bound):
     with pytest.raises(InputError, match="max_gb must be a positive number"):

@@ -57,6 +57,13 @@ def test_small_batches_quantize_as_well_as_large_ones(method, size):
     assert error_of(network, small, images[:256]) < 4 * error_of(network, large, images[:256])
 
 
+def test_one_batch_smaller_than_the_loader_says_is_a_small_one():
+    network, images = trained_network()
+    loader = DataLoader(images[:10], batch_size=64)
+    found, expected = (bitsplit.quantize(network, batches, 8, 8) for batches in (loader, [images[:10]]))
+    assert found[3].input_quantizer.scale == expected[3].input_quantizer.scale
+
+
 def test_of_small_batches_as_many_images_are_read():
     class Counting(list):
         read = 0

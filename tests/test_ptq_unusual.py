@@ -110,6 +110,14 @@ def test_what_the_caller_has_set_torch_to_changes_nothing(network, tmp_path):
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+    if hasattr(torch.backends, "fp32_precision"):  # after which torch refuses to read the older setting
+        matmul = torch.backends.cuda.matmul
+        before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+        try:
+            assert_same(bitsplit.quantize(network, BATCHES, method="bitsplit_plus", settings=SMALL), expected)
+            assert matmul.fp32_precision == "tf32"
+        finally:
+            matmul.fp32_precision = before
     with torch.device("meta"):
         assert_same(bitsplit.load(tmp_path / "network", network), expected)
     with torch.inference_mode():

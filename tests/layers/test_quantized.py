@@ -262,3 +262,16 @@ def test_representations():
     floating = repr(QuantizedLayer(nn.Linear(3, 2)))
     assert "weight=(2, 3) in floating point" in floating and "wbits" not in floating
     assert "offset" not in QuantizedLayer(nn.Linear(2, 2)).state_dict()
+
+
+def test_a_layer_that_copies_itself_is_copied_with_its_codes():
+    class Copied(nn.Conv2d):
+        def __deepcopy__(self, memo):
+            again = Copied(self.in_channels, self.out_channels, self.kernel_size)
+            again.weight.data.copy_(self.weight)
+            return again
+
+    network = nn.Sequential(Copied(2, 3, 1))
+    put_weights(network, network[0], 4, torch.ones(1, 3, 2, dtype=torch.int8), torch.ones(1, 3))
+    again = copy.deepcopy(network)
+    assert isinstance(again[0], QuantizedLayer) and torch.equal(again[0].codes, network[0].codes)

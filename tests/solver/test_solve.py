@@ -244,3 +244,10 @@ def test_bits_may_be_an_integer_of_numpy(algorithm):
     gram, cross, weight = problem(*relu_layer(0, 8, 3)[:2])
     expected, solution = (solve(gram, cross, bits, weight, algorithm) for bits in (3, np.int64(3)))
     assert torch.equal(solution.codes, expected.codes) and torch.equal(solution.scale, expected.scale)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_weights_that_require_a_gradient(algorithm):
+    weight = torch.nn.Linear(4, 3).weight
+    found = solve(torch.eye(4), weight @ torch.eye(4), 4, weight, algorithm)
+    assert torch.equal(found.codes, solve(torch.eye(4), weight.detach(), 4, weight.detach(), algorithm).codes)
