@@ -125,6 +125,8 @@ class Detection:
         """As `ground_truth`, what `module` finds; with masks where it has them."""
         with tempfile.TemporaryDirectory() as folder:
             *_, file = self.predict(module, Path(folder), "detections").values()
+            if not json.loads(file.read_text(encoding="utf-8")):
+                return {index: [] for index in self.truth.imgs}  # COCO takes no empty result
             with quiet():
                 detections = self.truth.loadRes(str(file))
         return {

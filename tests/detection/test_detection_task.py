@@ -141,3 +141,10 @@ def test_boxes_alone_do_for_a_detector_of_boxes_and_not_for_one_of_masks(detecti
             task.evaluate(task.module)
     finally:
         annotations.write_text(text)
+
+
+def test_a_detector_that_finds_nothing_has_no_detections(detection):
+    task = detection("retinanet")
+    task.module.detector.test_cfg.score_thr = 1.0
+    found = task.detections(task.module, least_score=0.5)
+    assert len(found) == 8 and not any(found.values())
