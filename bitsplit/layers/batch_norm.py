@@ -138,9 +138,12 @@ class _CutAfterNorms:
 def measure_batch_norm(network: nn.Module, batches: Iterable[Tensor], total: int) -> BatchNormStatistics:
     """Mean and variance (each (C,)) of every batch-norm layer's input, averaged over `batches`; changes nothing."""
     before = batch_norm_statistics(network)
+    counts = [(norm, norm.num_batches_tracked.clone()) for norm in batch_norms(network).values()]
     reestimate_batch_norm(network, batches, total, momentum=None)
     measured = batch_norm_statistics(network)
     set_batch_norm(network, before)
+    for norm, count in counts:
+        norm.num_batches_tracked.copy_(count)
     return measured
 
 

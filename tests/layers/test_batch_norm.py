@@ -90,8 +90,10 @@ def test_reestimation_without_momentum_is_the_plain_average():
 def test_measuring_leaves_the_network_as_it_was():
     network, batches = network_and_batches()
     before, expected = batch_norm_statistics(network), averages(network, batches)
+    state = copy.deepcopy(network.state_dict())
     assert_statistics(measure_batch_norm(network, batches, len(batches)), expected)
     assert_statistics(batch_norm_statistics(network), list(before.values()))
+    assert all(torch.equal(values, state[name]) for name, values in network.state_dict().items())
 
 
 def test_only_layers_with_running_statistics_count():
