@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import pandas
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from bitsplit.errors import InputError
 from bitsplit.export.integer_form import ARITHMETIC, ArithmeticCall, integer_form
+from bitsplit.export.packed.bit_packing import row_widths
 from bitsplit.layers.inputs import InputQuantizer
 from bitsplit.layers.precision import full_precision
 from bitsplit.layers.quantized import QuantizedLayer
@@ -111,7 +113,7 @@ class _IntegerCalls(TorchFunctionMode):
         for wrapper in self.proofs:
             self._hooks.append(wrapper.register_forward_pre_hook(lambda module, _: self._running.append((module, []))))
             self._hooks.append(wrapper.register_forward_hook(lambda *_: self._leave(), always_call=True))
-        for quantizer in {quantizer for wrapper in self.proofs for quantizer in _quantizers(wrapper)}:
+        for quantizer in {quantizer for wrapper in self.proofs for quantizer in wrapper.input_quantizers}:
             self._hooks.append(quantizer.register_forward_hook(self._read))
         return super().__enter__()
 
@@ -153,13 +155,8 @@ class _IntegerCalls(TorchFunctionMode):
         return simulated
 
 
-def _quantizers(wrapper: QuantizedLayer) -> list[InputQuantizer]:
-    """Those of all calls of the layer."""
-    return [module for module in wrapper.modules() if isinstance(module, InputQuantizer)]
-
-
 def _row(proof: _Proof) -> dict:
-    wrapper, quantizers = proof.wrapper, _quantizers(proof.wrapper)
+    wrapper, quantizers = proof.wrapper, proof.wrapper.input_quantizers
     bits = quantizers[0].bits if quantizers else FLOAT_BITS
     row = {
         "wbits": FLOAT_BITS if wrapper.codes is None else wrapper.wbits,
@@ -167,7 +164,7 @@ def _row(proof: _Proof) -> dict:
         "note": proof.note,
     }
     if wrapper.codes is not None:
-        row["weight_clip"] = (wrapper.codes.abs() >= 2 ** (wrapper.wbits - 1) - 1).double().mean().item()
+        row["weight_clip"] = _share_at_ends(wrapper)
     if proof.read:
         row["input_clip"] = proof.clipped / proof.read
     if not proof.note:
@@ -177,6 +174,15 @@ def _row(proof: _Proof) -> dict:
         row["accumulator_bits"] = signed_bits(proof.low, proof.high)
         row["worst_case_bits"] = signed_bits(0, greatest * weights)
     return row
+
+
+def _share_at_ends(wrapper: QuantizedLayer) -> float:
+    """Of weight codes. Rows with bits of their own end where as many bits as they need do; a mid-rise grid, whose
+    offset is half its scale, has one code more at its lower end."""
+    codes = grouped(wrapper.codes, wrapper.layer).flatten(0, 1).cpu().numpy()
+    high = 2 ** (row_widths(codes, wrapper.wbits).astype(np.int16).clip(1) - 1)[:, None] - 1
+    midrise = wrapper.offset is not None and torch.equal(wrapper.offset, wrapper.scale / 2)
+    return float(((codes >= high) | (codes <= -high - midrise)).mean())
 
 
 def signed_bits(low: int, high: int) -> int:

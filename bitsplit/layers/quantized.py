@@ -66,6 +66,12 @@ class QuantizedLayer(nn.Module):
             self.layer.weight = self.lender.layer.weight
         return self
 
+    @property
+    def input_quantizers(self) -> list[InputQuantizer]:
+        """One for each call, one for all, or none."""
+        quantizer = self.input_quantizer
+        return [quantizer] if isinstance(quantizer, InputQuantizer) else list(quantizer or [])
+
     def forward(self, input: Tensor, *args, **kwargs):
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)

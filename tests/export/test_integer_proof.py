@@ -88,6 +88,17 @@ def test_convolutions_against_int64(name, grid):
     assert row["weight_clip"] == pytest.approx((network[0].codes.abs() == 7).float().mean().item())
 
 
+@pytest.mark.parametrize("wbits", [2, 4, 8])
+def test_a_mid_rise_grid_ends_one_code_further_down(wbits):
+    network = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    batches = [torch.randn(32, 64, generator=torch.Generator().manual_seed(0))]
+    qmodel = bitsplit.quantize(network, batches, wbits, 8, "bitsplit_plus_midrise")
+    codes = qmodel[2].codes.to(torch.int16)
+    ends = (codes == -(2 ** (wbits - 1))) | (codes == 2 ** (wbits - 1) - 1)
+    table = bitsplit.verify(qmodel, batches[0]).set_index("name")
+    assert table.loc["2", "weight_clip"] == pytest.approx(ends.double().mean().item())
+
+
 @pytest.mark.parametrize("offset", [True, False])
 @pytest.mark.parametrize(
     "options",

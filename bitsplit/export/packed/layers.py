@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bitsplit.errors import InputError
 from bitsplit.export.packed.bit_packing import pack_rows, packed_size, row_widths, unpack_rows
 from bitsplit.grid import Grid
-from bitsplit.layers.inputs import CallQuantizers, InputQuantizer
+from bitsplit.layers.inputs import InputQuantizer
 from bitsplit.layers.quantized import QuantizedLayer, put_input_quantizers, put_weights, wrap_layer
 from bitsplit.layout import grouped
 from bitsplit.settings import FLOAT_BITS, check_bits
@@ -65,7 +65,7 @@ def layer_facts(layer: QuantizedLayer) -> dict:
             "in_place": quantizer.in_place,
             "observed": quantizer.observed,
         }
-        for quantizer in _quantizers(layer)
+        for quantizer in layer.input_quantizers
     ]
     return {"wbits": layer.wbits, "inputs": inputs}
 
@@ -86,7 +86,7 @@ def layer_tensors(prefix: str, layer: QuantizedLayer) -> dict[str, Tensor]:
         tensors["weight_scale"], tensors["weight_offset"] = layer.scale, layer.offset
         tensors["weight_shape"] = torch.tensor(layer.codes.shape)
         tensors["weight_bits"] = torch.from_numpy(widths) if (widths != layer.wbits).any() else None
-    quantizers = _quantizers(layer)
+    quantizers = layer.input_quantizers
     for ending, quantizer in zip(_endings(quantizers), quantizers, strict=True):
         tensors[f"input_scale{ending}"] = quantizer.scale
         tensors[f"input_bits{ending}"] = quantizer.bits if isinstance(quantizer.bits, Tensor) else None
@@ -95,7 +95,7 @@ def layer_tensors(prefix: str, layer: QuantizedLayer) -> dict[str, Tensor]:
 
 def packed_bytes(layer: QuantizedLayer) -> int:
     """The size of `layer_tensors`, without packing anything."""
-    inputs = (tensor for quantizer in _quantizers(layer) for tensor in quantizer.buffers())
+    inputs = (tensor for quantizer in layer.input_quantizers for tensor in quantizer.buffers())
     size = sum(tensor.nbytes for tensor in (layer.scale, layer.offset, *inputs) if tensor is not None)
     if layer.codes is not None:
         rows = grouped(layer.codes, layer.layer).flatten(0, 1).cpu().numpy()
@@ -153,13 +153,6 @@ def _taken_weight(
     if f"{prefix}weight_offset" in stored:
         offset = stored.take_finite(f"{prefix}weight_offset", *kind).reshape(groups, rows)
     return codes.reshape(groups, rows, columns).to(weight.device), scale, offset
-
-
-def _quantizers(layer: QuantizedLayer) -> list[InputQuantizer]:
-    """One for each call, one for all, or none."""
-    if layer.input_quantizer is None:
-        return []
-    return list(layer.input_quantizer) if isinstance(layer.input_quantizer, CallQuantizers) else [layer.input_quantizer]
 
 
 def _endings(calls: list) -> list[str]:

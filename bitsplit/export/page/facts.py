@@ -144,10 +144,7 @@ def _facts_of_layer(row: dict, module: nn.Module | None) -> LayerFacts:
     codes, inputs = None, ()
     if isinstance(module, QuantizedLayer):
         codes = None if module.codes is None else CodeCounts.of(module)
-        quantizer = module.input_quantizer
-        # Several calls are a list of quantizers, one of them is none.
-        quantizers = [quantizer] if isinstance(quantizer, InputQuantizer) else quantizer or []
-        inputs = tuple(map(InputRange.of, quantizers))
+        inputs = tuple(map(InputRange.of, module.input_quantizers))
     errors = float(row["relative_error"]), float(row["input_error"])
     bits = int(row["wbits"]), int(row["abits"])
     return LayerFacts(row["name"], tuple(row["shape"]), *bits, *errors, row["note"], codes, inputs)
