@@ -183,11 +183,13 @@ def records(folder: Path) -> list[dict]:
 
 def fill(ground: Ground, wanted: list[Cell]) -> None:
     """Runs the cells that have no record, one rival after another; one that fails is a row with the reason."""
-    there = {(record["identity"], record["package"]) for record in records(ground.folder)}
+    there = {record["identity"] for record in records(ground.folder)}
     missing: dict[tuple, list[Cell]] = {}
     for cell in wanted:
-        if (ground.identity(cell), package(cell.rival)) not in there:
+        if ground.identity(cell) not in there:
             missing.setdefault((cell.wbits, cell.abits, cell.rival), []).append(cell)
+    for _, _, rival in missing:  # before hours of the others
+        package(rival)
     for cells in progress(missing.values(), "rivals"):
         try:
             run_cells(ground, cells)

@@ -15,7 +15,8 @@ from bitsplit.errors import InputError, one_line
 from bitsplit.runs.sweep import EXPECTED
 
 ROOT = Path(__file__).resolve().parents[1]
-_HARMLESS = ("data", "data.root", "device", "logger", "results")  # keys of run.py that leave a cell what it is
+# Keys of run.py that leave a cell what it is, or give it a folder of its own.
+_HARMLESS = ("data", "data.root", "data.resize", "device", "logger", "results")
 
 
 def parser_of(description: str) -> argparse.ArgumentParser:
