@@ -32,8 +32,8 @@ def _float32_products() -> Iterator[None]:
     backends = torch.backends
     parts = ()
     if hasattr(backends, "fp32_precision"):  # since torch 2.9
-        kinds = (backends.cudnn, backends.mkldnn)
-        parts = (backends.cuda.matmul, backends.mkldnn.matmul, *(kind.conv for kind in kinds), *(k.rnn for k in kinds))
+        cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
+        parts = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
     with contextlib.ExitStack() as stack:
         for part in parts:  # restored last: the older interface sets them too
             stack.callback(setattr, part, "fp32_precision", part.fp32_precision)
