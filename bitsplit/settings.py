@@ -24,8 +24,11 @@ def check_bits(name: str, bits: object, floating_point: bool = True) -> int:
 def _check_positive(settings: object, *skip: str) -> None:
     for entry in fields(settings):
         value = getattr(settings, entry.name)
-        if entry.name not in skip and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if entry.name in skip:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise InputError(f"{entry.name} must be a positive integer, got {value!r}")
+        object.__setattr__(settings, entry.name, int(value))
 
 
 @dataclass(frozen=True)
@@ -199,8 +202,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.convention not in CONVENTIONS:
             raise InputError(f"convention must be one of {', '.join(CONVENTIONS)}; got {self.convention!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**63:
             raise InputError(f"seed must be an integer of at least 0 and below 2^63, got {self.seed!r}")
+        object.__setattr__(self, "seed", int(self.seed))
 
     @property
     def quantized_shortcuts(self) -> bool:

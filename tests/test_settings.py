@@ -1,5 +1,6 @@
 """Settings: roles, validation, and what `auto` means for batch-norm."""
 
+import numpy as np
 import pytest
 
 from bitsplit import methods
@@ -98,6 +99,13 @@ def test_auto_is_the_methods_own_unless_images_are_few(mode, prescribed, availab
 def test_bits_of_a_layer_are_a_pair_of_bit_widths(pair):
     with pytest.raises(InputError, match="'fc'"):
         Layers(bits={"fc": pair})
+
+
+def test_numpys_integers_count_as_pythons():
+    """As records write them: of a sweep over `np.arange`, say."""
+    given = Settings(Bits(np.int64(4), np.int8(3)), Calibration(patches=np.int32(9)), seed=np.int64(7))
+    assert given == Settings(Bits(4, 3), Calibration(patches=9), seed=7)
+    assert {type(value) for value in (given.seed, given.calibration.patches, given.bits.wbits)} == {int}
 
 
 def test_what_is_given_overrides_and_nothing_else():
