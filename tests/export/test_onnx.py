@@ -24,6 +24,7 @@ KINDS = {
     "zero points": (lambda: lively(Signed()), "bitsplit_plus", 3, 3),
     "scales by channel, offsets": (lambda: lively(Residual()), "aciq", 4, 4),
     "half integers": (lambda: lively(Residual()), "bitsplit_plus_midrise", 2, 4),
+    "half integers of four bits": (lambda: lively(Residual()), "bitsplit_plus_midrise", 4, 4),
     "bits by channel": (lambda: lively(Signed()), "aciq_mix", 3, 3),
     "folded scales": (lambda: lively(Residual()), "bitsplit_ecaq", 4, 4),
     "scales by call": (lambda: Levels().eval(), "tflite", 4, 4),
@@ -92,6 +93,14 @@ def floats(model):
 
 def test_three_bit_codes_are_kept_in_four_bits(written):
     assert initializer_types(written("zero points"))["INT4"] == 6
+
+
+def test_the_least_code_of_half_integers_is_kept_in_four_bits(written):
+    model, qmodel = onnx.load(written("half integers of four bits")), quantized("half integers of four bits")
+    four = [name for name, bits in qmodel.report[["name", "wbits"]].itertuples(index=False) if bits == 4]
+    kinds = {constant.name: constant.data_type for constant in model.graph.initializer}
+    assert min(qmodel.get_submodule(name).codes.min() for name in four) == -8
+    assert {kinds[f"{name}.codes"] for name in four} == {onnx.TensorProto.INT4}
 
 
 def test_integer_layers_multiply_exactly(written):

@@ -28,6 +28,11 @@ def constant_of(value: ir.Value | None) -> np.ndarray | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
+def fits_int4(codes: np.ndarray) -> bool:
+    """Whether all of a weight's codes are from -8, of a grid that has it, to 7."""
+    return codes.min(initial=0) >= -8 and codes.max(initial=0) <= 7
+
+
 def only_reader(node: ir.Node) -> ir.Node | None:
     """The one node that reads the first output of `node`; None where that is read otherwise as well."""
     uses = list(node.outputs[0].uses())

@@ -7,10 +7,9 @@ import numpy as np
 import onnx_ir as ir
 
 from bitsplit.errors import InputError
-from bitsplit.export.onnx.graph import Initializers, constant_of, insert, take_place
+from bitsplit.export.onnx.graph import Initializers, constant_of, fits_int4, insert, take_place
 
 _OPERATORS = {"Conv": "ConvInteger", "Gemm": "MatMulInteger", "MatMul": "MatMulInteger"}
-_LARGEST_INT4 = 7  # on a symmetric grid
 _LARGEST_INT8 = 63  # two products with bytes must fit 16 bits: processors without VNNI add them there
 _CENTRE = 128  # code zero in an unsigned byte
 
@@ -107,12 +106,11 @@ def _write_sums(node: ir.Node, initializers: Initializers, read: _Read, weight: 
 
 def _weight_bytes(node: ir.Node, initializers: Initializers, name: str, codes: np.ndarray) -> list[ir.Value]:
     """A weight's codes as an integer operator takes them; where they are large, unsigned and with their zero point."""
-    largest = np.abs(codes).max(initial=0)
-    if largest <= _LARGEST_INT4:
+    if fits_int4(codes):
         small = initializers.put(name, codes.astype(ml_dtypes.int4))
         cast = ir.node("Cast", [small], {"to": ir.DataType.INT8})
         return [insert(node, cast, ir.DataType.INT8, ir.Shape(codes.shape))]
-    if largest <= _LARGEST_INT8:
+    if np.abs(codes).max(initial=0) <= _LARGEST_INT8:
         return [initializers.put(name, codes.astype(np.int8))]
     zero = initializers.put("weight_zero", np.array(_CENTRE, dtype=np.uint8))
     return [initializers.put(name, (codes + _CENTRE).astype(np.uint8)), zero]

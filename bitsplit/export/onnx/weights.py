@@ -7,11 +7,9 @@ import numpy as np
 import onnx_ir as ir
 from torch import nn
 
-from bitsplit.export.onnx.graph import Initializers, constant_of, insert, only_reader, take_place
+from bitsplit.export.onnx.graph import Initializers, constant_of, fits_int4, insert, only_reader, take_place
 from bitsplit.layers.quantized import QuantizedLayer
 from bitsplit.layout import grouped
-
-_LARGEST_INT4 = 7  # on a symmetric grid
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,7 @@ class WeightWriter:
 
     def _dequantized(self, node: ir.Node, weight: _Weight) -> ir.Value:
         """The weight in floating point, made of its integers just before `node`."""
-        small = np.abs(weight.codes).max(initial=0) <= _LARGEST_INT4
-        codes = weight.codes.astype(ml_dtypes.int4) if small else weight.codes
+        codes = weight.codes.astype(ml_dtypes.int4) if fits_int4(weight.codes) else weight.codes
         values = [
             self._initializers.put(f"{weight.name}.codes", codes),
             self._initializers.put(f"{weight.name}.scale", weight.scale.astype(np.float32)),
