@@ -18,7 +18,7 @@ class TFLite(Method):
     def solve_weights(self, stats: LayerStats, weight: Tensor, bits: int) -> Codes:
         grid = Grid(bits)
         scale = grid.scale_by_max(weight)
-        return Codes(grid.quantize(weight, scale.unsqueeze(-1)), scale)
+        return Codes(grid.quantize(weight, scale.unsqueeze(-1)).to(torch.int8), scale)
 
     def calibrate_activations(self, samples: InputSamples, grid: Grid) -> Tensor:
         return grid.scale_by_max(torch.tensor([samples.low, samples.high], device=samples.values.device))

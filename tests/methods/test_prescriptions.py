@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from small_networks import BATCHES, LAYERS, NO_NORM, Residual, known_of, lively, quantized_layers
+from small_networks import BATCHES, LAYERS, NO_NORM, Residual, every_method, known_of, lively, quantized_layers
 
 import bitsplit
 from bitsplit import methods, ptq
@@ -14,12 +14,20 @@ from bitsplit.methods.base import Method
 from bitsplit.methods.bitsplit import BitSplit
 from bitsplit.settings import Bits, Layers
 from bitsplit.solver.bitsplit import solve
+from bitsplit.statistics.moments import LayerStats
 
 
 class OnGram(BitSplit):
     """Bit-split whose classifier is solved like any other layer."""
 
     classifier_in_weight_space: ClassVar[bool] = False
+
+
+@every_method
+def test_codes_are_bytes_of_the_weights_shape(method):
+    weight = torch.randn(2, 5, 9)
+    codes = method.solve_weights(LayerStats.weight_space(weight), weight, 4).codes
+    assert (codes.dtype, codes.shape) == (torch.int8, weight.shape)
 
 
 METHODS = {"weight space": BitSplit(), "Gram matrix": OnGram()}
