@@ -67,9 +67,11 @@ def imagenet(*runs: dict) -> Records:
     return Records("imagenet", list(runs), imagenet_paper(ROOT / "results" / "paper"))
 
 
-def write_runs(results: Path, *runs: dict) -> None:
-    for run in runs:
-        record.write(record.run_path(results, run["data"]["name"], *(run[key] for key in PLACE)), run)
+def write_runs(results: Path, *runs: dict) -> list[Path]:
+    paths = [record.run_path(results, run["data"]["name"], *(run[key] for key in PLACE)) for run in runs]
+    for path, run in zip(paths, runs, strict=True):
+        record.write(path, run)
+    return paths
 
 
 def report(results: Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -109,8 +109,10 @@ def _check_same_images(first: dict, second: dict) -> None:
 def _comparable(path: Path) -> dict:
     if not path.is_file() or (run := record.read(path)) is None:
         raise InputError(f"{path} is no record; give two files of results/<data>/runs")
-    # Of fewer scenes than there are blocks, a detector's record has none.
-    if not any(run["metrics"]["quantized"].get(name) for name in ("correct", "bbox_ap_without")):
+    metrics = run["metrics"]["quantized"]
+    if metrics.get("bbox_ap_without") == []:
+        raise InputError(f"{path} is of fewer scenes than an interval needs")
+    if not metrics.keys() & {"correct", "bbox_ap_without"}:
         raise InputError(f"{path} does not say which images were right: run its cell again with force=true")
     return run
 

@@ -258,15 +258,15 @@ def average_precision(annotations: Path, detections: Path, kind: str) -> dict[st
     """
     from pycocotools.cocoeval import COCOeval
 
+    truth = truth_of(annotations)
+    blocks = BLOCKS if len(truth.imgs) >= BLOCKS else 0  # of fewer images some would be empty
     if not json.loads(detections.read_text(encoding="utf-8")):
-        return dict.fromkeys(PRECISIONS, 0.0) | {"ap_without": []}  # COCO takes no empty result
+        return dict.fromkeys(PRECISIONS, 0.0) | {"ap_without": [0.0] * blocks}  # COCO takes no empty result
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = truth_of(annotations)
         evaluation = COCOeval(truth, truth.loadRes(str(detections)), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-        blocks = BLOCKS if len(evaluation.params.imgIds) >= BLOCKS else 0  # of fewer images some would be empty
         without = [round(100 * _ap_without(evaluation, block), 4) for block in range(blocks)]
     precisions = {name: 100 * float(evaluation.stats[place]) for name, place in PRECISIONS.items()}
     return precisions | {"ap_without": without}

@@ -89,6 +89,8 @@ def test_precision_without_a_block_is_pycocotools_on_the_other_images(tmp_path):
     for block in (0, 9, 10, 49):
         others = [image["id"] for place, image in enumerate(images) if place % 50 != block]
         assert precisions["ap_without"][block] == pytest.approx(by_hand(annotations, file, "bbox", others)[0], abs=1e-4)
+    file.write_text("[]")
+    assert average_precision(annotations, file, "bbox")["ap_without"] == [0] * 50
 
 
 def test_calibration_reads_training_scenes_through_the_pipeline(detection):

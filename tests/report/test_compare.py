@@ -94,14 +94,15 @@ def test_other_images_of_the_same_number_are_not_compared(tmp_path):
 
 def test_what_cannot_be_compared_is_one_line(tmp_path):
     right = np.array([True, False])
-    write_runs(tmp_path, answered(right, right), answered(right, right, data="imagenet"), make_run(method="aciq"))
-    glyphs, imagenet, bare = (
-        str(path) for path in sorted(tmp_path.rglob("*.json"), key=lambda p: ("aciq" in p.name, p))
-    )
+    scenes = make_run(method="tflite", data="coco")
+    scenes["metrics"]["quantized"] |= {"bbox_ap": 30.0, "bbox_ap_without": []}
+    runs = answered(right, right), answered(right, right, data="imagenet"), make_run(method="aciq"), scenes
+    glyphs, imagenet, bare, few = map(str, write_runs(tmp_path, *runs))
     cases = {
         (): "takes two records",
         (glyphs, imagenet): "of different images",
         (glyphs, bare): "does not say which images were right",
+        (few, few): "is of fewer scenes than an interval needs",
         (glyphs, str(ROOT / "README.md")): "is no record",
     }
     for arguments, message in cases.items():
