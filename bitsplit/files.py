@@ -63,7 +63,7 @@ def user_path(text: str) -> Path:
 
 
 def own_name(name: str) -> str:
-    """`name` with marks of this machine, this process and chance, for what goes if its maker was killed."""
+    """`name` with marks of this machine, this process and chance; what bears it is removed if its maker was killed."""
     return f"{name}-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 

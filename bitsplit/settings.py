@@ -6,6 +6,7 @@ from numbers import Integral
 
 from bitsplit.errors import InputError
 
+MOST_BITS = 8  # of an integer
 FLOAT_BITS = 32  # the bit-width that means "leave it in floating point"
 AUTO = "auto"  # what the method prescribes
 BATCH_NORM_MODES = (AUTO, "none", "reestimate", "shift")
@@ -15,9 +16,9 @@ CONVENTIONS = ("bitsplit", "brecq", "qdrop", "all_low")
 def check_bits(name: str, bits: object, floating_point: bool = True) -> int:
     """`bits` as an int if it is 2..8, or with `floating_point` 32; InputError otherwise."""
     valid = isinstance(bits, Integral) and not isinstance(bits, bool)
-    if valid and (2 <= bits <= 8 or (floating_point and bits == FLOAT_BITS)):
+    if valid and (2 <= bits <= MOST_BITS or (floating_point and bits == FLOAT_BITS)):
         return int(bits)
-    allowed = "from 2 to 8, or 32 for floating point" if floating_point else "from 2 to 8"
+    allowed = f"from 2 to {MOST_BITS}" + (f", or {FLOAT_BITS} for floating point" if floating_point else "")
     raise InputError(f"{name} must be an integer {allowed}; got {bits!r}")
 
 

@@ -1,7 +1,7 @@
 """Computes the main job anew and compares it with the committed records, which it does not touch.
 
 Command:  make demo   (or: python experiments/demo.py)
-Data:     glyphs, embedded; 22,800 images are drawn on first use
+Data:     glyphs, embedded; 18,000 images are drawn on first use
 Expected: ResNet-18 in floating point, TF-Lite and bit-split at W4A4, half a minute on 2 cores
 """
 

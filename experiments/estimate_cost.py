@@ -104,7 +104,7 @@ def measure_side_by_side(workers: int, *arguments) -> Measured:
 
 
 def begin_measuring(threads: int, start: Barrier) -> None:
-    """What a worker of joblib's has too: its share of the cores. All begin together, and Ctrl-C ends them at once."""
+    """Gives a worker its share of the cores, as joblib's have. All begin together, and Ctrl-C ends them at once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     end_with_parent()
     torch.set_num_threads(threads)

@@ -6,11 +6,11 @@ Expected: 84% top-1 and 96% top-5 after 8 minutes on one CPU core; mobilenet_v3_
 Writes:   bitsplit/weights/NETWORK_glyphs.safetensors, results/glyphs/training/NETWORK.{csv,json}
 """
 
-import csv
 import json
 import time
 from pathlib import Path
 
+import pandas
 import torch
 from safetensors.torch import save_file
 from script import ROOT, parser_of
@@ -18,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bitsplit.data import glyphs
+from bitsplit.files import whole_file, write_text
 from bitsplit.networks.classifiers import GLYPHS_CLASSES, TORCHVISION_NETWORKS
 from bitsplit.networks.narrow import narrow_classifier
 
@@ -110,13 +111,11 @@ def main() -> None:
     top1, top5 = accuracy(network, *data["val"])
     facts = {"top1": top1, "top5": top5, "seed": arguments.seed, "epochs": arguments.epochs, "count": arguments.count}
     # One entry, because safetensors writes several in random order, and the same training must give the same file.
-    save_file(halved, weights_file, metadata={"training": json.dumps(facts)})
-    with (log_folder / f"{arguments.network}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    with whole_file(weights_file) as temporary:
+        save_file(halved, temporary, metadata={"training": json.dumps(facts)})
+    write_text(log_folder / f"{arguments.network}.csv", pandas.DataFrame(rows).to_csv(index=False))
     record = facts | {"images": VALIDATION_COUNT, "seconds": seconds, "torch": torch.__version__}
-    (log_folder / f"{arguments.network}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(log_folder / f"{arguments.network}.json", json.dumps(record, indent=2) + "\n")
     print(json.dumps(record))
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from script import ROOT, parser_of
 
 from bitsplit.data.coco import GlyphsCoco
-from bitsplit.files import write_text
+from bitsplit.files import whole_file, write_text
 from bitsplit.networks.detectors import GLYPHS_CATEGORIES, GLYPHS_SIDE, Detector, require_mmdet
 from bitsplit.networks.weights import shipped
 from bitsplit.tasks.detection import Detection, coco_dataset
@@ -96,7 +96,8 @@ def main() -> None:
     weights = arguments.output / "bitsplit" / "weights" / f"{arguments.network}_glyphs.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)
     halved = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    save_file({name: value.contiguous() for name, value in halved.items()}, weights)
+    with whole_file(weights) as temporary:
+        save_file({name: value.contiguous() for name, value in halved.items()}, temporary)
     facts = {"epochs": epochs, "seed": arguments.seed, "seconds": seconds, "torch": torch.__version__}
     write_log(arguments.network, weights, facts, arguments.output)
 

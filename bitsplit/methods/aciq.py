@@ -20,11 +20,6 @@ from bitsplit.statistics.moments import LayerStats
 from bitsplit.statistics.samples import InputSamples
 
 
-def laplace_error(alpha: float, bits: int) -> float:
-    """Expected squared error, in units of b², of clipping Laplace(0, b) at ±α·b and rounding to 2^M levels."""
-    return 2 * math.exp(-alpha) + alpha**2 / (3 * 4.0**bits)
-
-
 def gauss_error(alpha: float, bits: int) -> float:
     """Expected squared error, in units of σ², of clipping N(0, σ²) at ±α·σ and rounding to 2^M levels."""
     clipping = (alpha**2 + 1) * math.erfc(alpha / math.sqrt(2))
@@ -33,7 +28,8 @@ def gauss_error(alpha: float, bits: int) -> float:
 
 @lru_cache
 def thresholds(prior: str) -> Tensor:
-    """Best clipping thresholds for 0 to 9 bits: α*/b = W(3·4^M) under "laplace", α*/σ under "gauss"."""
+    """Best clipping thresholds for 0 to 9 bits: α*/σ under "gauss", and under "laplace" α*/b = W(3·4^M), where the
+    expected squared error in units of b², 2e^(−α) + α²/(3·4^M), is least."""
     if prior == "laplace":
         best = [lambertw(3 * 4.0**bits).real for bits in range(10)]
     else:

@@ -8,10 +8,9 @@ from torch import Tensor
 from bitsplit.grid import Grid
 from bitsplit.methods.aciq import ACIQ
 from bitsplit.methods.base import Codes
+from bitsplit.settings import MOST_BITS
 from bitsplit.statistics.moments import LayerStats
 from bitsplit.statistics.samples import InputSamples
-
-MOST_BITS = 8
 
 
 def allotted_bits(sigma: Tensor, bits: int) -> Tensor:

@@ -82,7 +82,7 @@ class Method:
         return 0
 
     def solve_weights(self, stats: LayerStats, weight: Tensor, bits: int) -> Codes:
-        """Codes and scales for one layer's weight (G, M, N)."""
+        """Integer weights in the place of one layer's weight (G, M, N)."""
         raise NotImplementedError
 
     def input_grid(self, samples: InputSamples, bits: int, signed: bool) -> Grid:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from bitsplit.vision import torchvision
 
 WIDTH_DIVISOR = 4
+_MOBILENET_WIDTH = 0.75
 _LAST_STAGE = 9  # the block of MobileNetV3-Small that makes 4×4 positions 2×2
 _resnet = torchvision.models.resnet
 
@@ -59,13 +60,13 @@ class NarrowVGG(nn.Module):
         return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
 
 
-def narrow_mobilenet(num_classes: int, width: float = 0.75) -> nn.Module:
-    """torchvision's MobileNetV3-Small, its channels times `width`, with what suits 64×64 images.
+def narrow_mobilenet(num_classes: int) -> nn.Module:
+    """torchvision's MobileNetV3-Small, its channels times 3/4, with what suits 64×64 images.
 
     Kernels of 5×5 read no more than their 3×3 centre, since their feature maps are 8×8 and less, and the last stage
     keeps the 4×4 positions that it would halve.
     """
-    network = torchvision.models.mobilenet_v3_small(num_classes=num_classes, width_mult=width)
+    network = torchvision.models.mobilenet_v3_small(num_classes=num_classes, width_mult=_MOBILENET_WIDTH)
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (5, 5):
             module.kernel_size, module.padding = (3, 3), (1, 1)

@@ -1,4 +1,4 @@
-"""Depthwise networks with hard-swish or SiLU: methods at A8W8, A8W4 and A4W4."""
+"""Depthwise networks that are in none of the paper's tables: methods at A8W8, A8W4 and A4W4."""
 
 from bitsplit.report.cells import cells
 from bitsplit.report.records import Records, standard

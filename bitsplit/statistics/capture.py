@@ -130,8 +130,8 @@ class LayerCalls(TorchFunctionMode):
     the tensor that `visit` returns instead of its input, if it returns one.
 
     `skipped` collects, by parameter name, weights of the network that are used in any other way, with the reason.
-    It sees the calls of the threads that enter it, any number of them between `watch` and `unwatch`, which the first to
-    enter and the last to leave do by themselves. Its module hooks are gone afterwards, also when the body raises.
+    It sees the calls of the threads that enter it, any number of them between `watch` and `unwatch`; a single one that
+    enters without does both itself. Its module hooks are gone afterwards, also when the body raises.
     """
 
     def __init__(

@@ -27,8 +27,9 @@ def return_freed() -> None:
 def freed_memory_kept() -> Iterator[None]:
     """Inside it, or in a function that it decorates, one feature map is put where another was.
 
-    Each page of it would come anew from the system else, which takes a quarter of a forward's time at 224×224. Larger
-    blocks, Gram matrices say, go back at once all the same. Not to be nested: where an inner one ends, they all do.
+    Otherwise each page of it would come anew from the system, which takes a quarter of a forward's time at 224×224.
+    Larger blocks, Gram matrices say, go back at once all the same. Not to be nested: where an inner one ends, they all
+    do.
     """
     _set_malloc(_M_TRIM_THRESHOLD, 2**31 - 1)
     return_when_freed(_FEATURE_MAP)

@@ -1,5 +1,7 @@
 """ACIQ against published thresholds, numerical integration, sampling and a literal mid-point quantizer."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from bitsplit.errors import InputError
 from bitsplit.grid import Grid
 from bitsplit.methods import named
-from bitsplit.methods.aciq import ACIQ, bias_corrected, clipping_scale, gauss_error, laplace_error, thresholds
+from bitsplit.methods.aciq import ACIQ, bias_corrected, clipping_scale, gauss_error, thresholds
 from bitsplit.statistics.moments import LayerStats
 from bitsplit.statistics.samples import InputSamples
 
@@ -21,6 +23,13 @@ PUBLISHED = {
     "laplace": [2.83068299, 3.89722946, 5.02864014, 6.20476633, 7.41312622, 8.64561995, 9.89675982],
     "gauss": [1.71063519, 2.15159277, 2.55913646, 2.93620062, 3.28691474, 3.6151146, 3.92403714],
 }
+
+
+def laplace_error(alpha, bits):
+    """As in the paper, in units of b²."""
+    return 2 * math.exp(-alpha) + alpha**2 / (3 * 4.0**bits)
+
+
 PRIORS = {"laplace": (laplace_error, distributions.laplace), "gauss": (gauss_error, distributions.norm)}
 SPREAD = 0.37
 

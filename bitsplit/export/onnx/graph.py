@@ -3,6 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
+CENTRE = 128  # code zero of a signed grid in an unsigned byte, the only input that ConvInteger takes
+
 
 class Initializers:
     """New constants of a graph; equal ones under the same name are kept once."""

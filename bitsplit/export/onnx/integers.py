@@ -7,11 +7,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bitsplit.errors import InputError
-from bitsplit.export.onnx.graph import Initializers, constant_of, fits_int4, insert, take_place
+from bitsplit.export.onnx.graph import CENTRE, Initializers, constant_of, fits_int4, insert, take_place
 
 _OPERATORS = {"Conv": "ConvInteger", "Gemm": "MatMulInteger", "MatMul": "MatMulInteger"}
 _LARGEST_INT8 = 63  # two products with bytes must fit 16 bits: processors without VNNI add them there
-_CENTRE = 128  # code zero in an unsigned byte
 
 
 class _Read(NamedTuple):
@@ -46,8 +45,8 @@ def avoid_saturation(graph: ir.Graph) -> None:
         if codes is None or codes.dtype != np.int8 or np.abs(codes.astype(int)).max(initial=0) <= _LARGEST_INT8:
             continue
         name, scale = weight.inputs[0].name, constant_of(weight.inputs[1])
-        zero = initializers.put(f"{name}.zero", np.full(scale.shape, _CENTRE, np.uint8))
-        unsigned = initializers.put(f"{name}.unsigned", (codes.astype(np.int16) + _CENTRE).astype(np.uint8))
+        zero = initializers.put(f"{name}.zero", np.full(scale.shape, CENTRE, np.uint8))
+        unsigned = initializers.put(f"{name}.unsigned", (codes.astype(np.int16) + CENTRE).astype(np.uint8))
         weight.resize_inputs(3)
         weight.replace_input_with(0, unsigned)
         weight.replace_input_with(2, zero)
@@ -112,5 +111,5 @@ def _weight_bytes(node: ir.Node, initializers: Initializers, name: str, codes: n
         return [insert(node, cast, ir.DataType.INT8, ir.Shape(codes.shape))]
     if np.abs(codes).max(initial=0) <= _LARGEST_INT8:
         return [initializers.put(name, codes.astype(np.int8))]
-    zero = initializers.put("weight_zero", np.array(_CENTRE, dtype=np.uint8))
-    return [initializers.put(name, (codes + _CENTRE).astype(np.uint8)), zero]
+    zero = initializers.put("weight_zero", np.array(CENTRE, dtype=np.uint8))
+    return [initializers.put(name, (codes + CENTRE).astype(np.uint8)), zero]

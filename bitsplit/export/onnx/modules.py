@@ -5,11 +5,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from bitsplit.export.onnx.graph import CENTRE
 from bitsplit.layers.inputs import CallQuantizers, InputQuantizer
 from bitsplit.layers.quantized import QuantizedLayer
 
 OPSET = 21  # the first with 4-bit integers
-_CENTRE = 128  # code zero of a signed grid in an unsigned byte, the only input that ConvInteger takes
 
 
 class _OnnxQuantizer(nn.Module):
@@ -23,7 +23,7 @@ class _OnnxQuantizer(nn.Module):
         super().__init__()
         grid, self.behind, self.in_place = quantizer.grid, behind, quantizer.in_place
         self.channels = quantizer.scale.dim()  # dimensions from the channels' on; 0 with one scale for all
-        zero = _CENTRE if grid.signed else grid.zero
+        zero = CENTRE if grid.signed else grid.zero
         for name, values in {"scale": quantizer.scale, "step": quantizer.step}.items():
             values = values.flatten() if values.dim() else values.clone()
             self.register_buffer(name, values)

@@ -16,9 +16,7 @@ from bitsplit.grid import Grid
 from bitsplit.layers.inputs import InputQuantizer
 from bitsplit.layers.quantized import QuantizedLayer, put_input_quantizers, put_weights, wrap_layer
 from bitsplit.layout import grouped
-from bitsplit.settings import FLOAT_BITS, check_bits
-
-_MOST_BITS = 8
+from bitsplit.settings import FLOAT_BITS, MOST_BITS, check_bits
 
 
 class StoredTensors:
@@ -118,8 +116,8 @@ def put_layer(network: nn.Module, prefix: str, layer: nn.Module, facts: dict, st
         scale = stored.take_finite(f"{prefix}input_scale{ending}", torch.float32, (), by_channel)
         if entry["bits"] is None:
             bits = stored.take(f"{prefix}input_bits{ending}", layer.weight.dtype, by_channel)
-            if not torch.isin(bits.cpu().float(), torch.arange(_MOST_BITS + 1.0, device="cpu")).all():
-                raise ValueError(f"{prefix}input_bits{ending} must be whole numbers up to {_MOST_BITS}")
+            if not torch.isin(bits.cpu().float(), torch.arange(MOST_BITS + 1.0, device="cpu")).all():
+                raise ValueError(f"{prefix}input_bits{ending} must be whole numbers up to {MOST_BITS}")
         else:
             bits = check_bits(f"{prefix}abits", entry["bits"], floating_point=False)
         grid, scale = Grid(bits, bool(entry["signed"]), int(entry["zero"])), scale.flatten() if scale.dim() else scale
@@ -143,8 +141,8 @@ def _taken_weight(
     widths = torch.full((groups * rows,), wbits, dtype=torch.uint8, device="cpu")
     if f"{prefix}weight_bits" in stored:
         widths = stored.take(f"{prefix}weight_bits", torch.uint8, (groups * rows,)).cpu()
-        if (widths > _MOST_BITS).any():
-            raise ValueError(f"{prefix}weight_bits must be whole numbers up to {_MOST_BITS}")
+        if (widths > MOST_BITS).any():
+            raise ValueError(f"{prefix}weight_bits must be whole numbers up to {MOST_BITS}")
     key = f"{prefix}weight_packed"
     packed = stored.take(key, torch.uint8, (stored.size(key),))
     codes = torch.from_numpy(unpack_rows(packed.cpu().numpy(), widths.numpy(), columns))

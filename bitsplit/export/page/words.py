@@ -4,9 +4,8 @@ import glob
 from collections.abc import Iterator, Mapping
 
 from bitsplit.export.page.facts import InputRange, LayerFacts
-from bitsplit.settings import FLOAT_BITS
+from bitsplit.settings import FLOAT_BITS, MOST_BITS
 
-_MOST_BITS = 8
 _WORST = 5
 _WORTH_SAYING = 1.1  # how far values reach beyond the end of the grid, times that end
 _NEGLIGIBLE = 1e-4  # an error that nobody needs to mend
@@ -108,7 +107,7 @@ def _remedy(layer: LayerFacts) -> tuple[str, str]:
         return "Too little to matter.", ""
     of_weights = layer.relative_error >= layer.input_error
     bits = layer.wbits if of_weights else layer.abits
-    more = bits + 1 if bits < _MOST_BITS else FLOAT_BITS
+    more = bits + 1 if bits < MOST_BITS else FLOAT_BITS
     pair = (more, layer.abits) if of_weights else (layer.wbits, more)
     cost = f"{bytes_text(layer.weights * (more - bits) / 8)} more" if of_weights else "no change of size"
     side = "Weights" if of_weights else "Activations"
