@@ -29,6 +29,8 @@ KINDS = {
     "folded scales": (lambda: lively(Residual()), "bitsplit_ecaq", 4, 4),
     "scales by call": (lambda: Levels().eval(), "tflite", 4, 4),
     "linear layers on sequences": (lambda: Attentionless().eval(), "tflite", 4, 4),
+    "linear layers by channel": (lambda: Attentionless().eval(), "bitsplit_per_channel", 8, 8),
+    "linear layers, floating-point inputs": (lambda: Attentionless().eval(), "tflite", 8, 32),
     "transposed convolution": (lambda: lively(Upsampling()), "tflite", 4, 4),
     "grouped transposed convolution": (lambda: lively(Upsampling(groups=4)), "aciq", 4, 4),
     "a forward of its own": (lambda: lively(Padded()), "tflite", 4, 4),

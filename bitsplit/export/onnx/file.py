@@ -130,7 +130,7 @@ def _write_codes(model: "ir.Model", network: nn.Module, form: str) -> None:
     import onnx_ir.passes.common as passes
     from onnxscript.optimizer import fold_constants
 
-    from bitsplit.export.onnx.integers import avoid_saturation, write_integers
+    from bitsplit.export.onnx.integers import keep_products_exact, write_integers
     from bitsplit.export.onnx.weights import WeightWriter
 
     layers = {
@@ -146,7 +146,7 @@ def _write_codes(model: "ir.Model", network: nn.Module, form: str) -> None:
         writer.write(name, layer)
     if form == "integer":
         write_integers(model.graph)
-    avoid_saturation(model.graph)
+    keep_products_exact(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)  # lines of torch and of the network, as large as its codes
     model.producer_name = "bitsplit"

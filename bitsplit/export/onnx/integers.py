@@ -35,16 +35,28 @@ def write_integers(graph: ir.Graph) -> None:
         raise InputError("no layer of this network can run in integers: use form='float'")
 
 
-def avoid_saturation(graph: ir.Graph) -> None:
-    """Makes unsigned bytes of the large codes that a MatMul reads dequantized: onnxruntime multiplies these by the
-    codes of its input as they are, signed ones in 16 bits."""
+def keep_products_exact(graph: ir.Graph) -> None:
+    """Writes the bytes that a MatMul reads dequantized so that onnxruntime's products with them are exact.
+
+    It multiplies them by the codes of the input as they are, signed ones in 16 bits: large ones become unsigned. An
+    input that is none of codes it would round to bytes of its own: there a Cast and a Mul dequantize the weight.
+    """
     initializers = Initializers(graph)
     for node in list(graph):
         weight = _weight_of(node) if node.op_type == "MatMul" else None
         codes = None if weight is None else constant_of(weight.inputs[0])
-        if codes is None or codes.dtype != np.int8 or np.abs(codes.astype(int)).max(initial=0) <= _LARGEST_INT8:
+        if codes is None or codes.dtype != np.int8:
             continue
         name, scale = weight.inputs[0].name, constant_of(weight.inputs[1])
+        reads = node.inputs[0].producer()
+        if reads is None or reads.op_type != "DequantizeLinear":
+            kind = ir.DataType.FLOAT, ir.Shape(codes.shape)
+            values = insert(weight, ir.node("Cast", [weight.inputs[0]], {"to": ir.DataType.FLOAT}), *kind)
+            column = initializers.put(f"{name}.column", scale[:, None])
+            take_place(insert(weight, ir.node("Mul", [values, column]), *kind), weight.outputs[0])
+            continue
+        if np.abs(codes.astype(int)).max(initial=0) <= _LARGEST_INT8:
+            continue
         zero = initializers.put(f"{name}.zero", np.full(scale.shape, CENTRE, np.uint8))
         unsigned = initializers.put(f"{name}.unsigned", (codes.astype(np.int16) + CENTRE).astype(np.uint8))
         weight.resize_inputs(3)

@@ -61,15 +61,17 @@ def symbolic_copy(qmodel: nn.Module) -> nn.Module:
     for layer in [module for module in network.modules() if isinstance(module, QuantizedLayer)]:
         if (quantizer := layer.input_quantizer) is not None:
             # onnxruntime rounds the floating-point weights of a layer that reads DequantizeLinear to 8 bits.
-            key = id(quantizer), layer.codes is None
+            key = id(quantizer), layer.codes is None, isinstance(layer.layer, nn.Linear)
             if key not in known:
-                known[key] = quantizer, _symbolic(quantizer, layer.codes is None)
+                known[key] = quantizer, _symbolic(quantizer, *key[1:])
             layer.input_quantizer = known[key][1]
     return network
 
 
-def _symbolic(quantizer: InputQuantizer | CallQuantizers, float_weight: bool) -> nn.Module:
+def _symbolic(quantizer: InputQuantizer | CallQuantizers, float_weight: bool, linear: bool) -> nn.Module:
     if isinstance(quantizer, CallQuantizers):
-        return CallQuantizers(_symbolic(each, float_weight) for each in quantizer)
-    # Clip takes one pair of ends for all channels, and the operators that take more no bytes.
-    return _OnnxQuantizer(quantizer, behind=float_weight or isinstance(quantizer.grid.bits, Tensor))
+        return CallQuantizers(_symbolic(each, float_weight, linear) for each in quantizer)
+    # Clip takes one pair of ends for all channels, and the operators that take more no bytes. What a linear layer reads
+    # straight from DequantizeLinear onnxruntime multiplies as bytes, but not with a scale for each channel.
+    behind = float_weight or isinstance(quantizer.grid.bits, Tensor) or linear and quantizer.step.dim() > 0
+    return _OnnxQuantizer(quantizer, behind)
