@@ -19,6 +19,15 @@ class Attentionless(nn.Module):
         return self.head(self.back(F.gelu(self.wide(x))).mean(1))
 
 
+class Separable(nn.Sequential):
+    """A depthwise convolution without a bias, and a 1×1 convolution straight behind it."""
+
+    def __init__(self):
+        torch.manual_seed(1)
+        depthwise = nn.Conv2d(8, 8, 3, groups=8, bias=False)
+        super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), depthwise, nn.Conv2d(8, 4, 1))
+
+
 class Upsampling(nn.Module):
     """A transposed convolution whose outputs do not overlap, batch-norm behind it, and a reflected border."""
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx_networks import Attentionless, Padded, Tied, Upsampling
+from onnx_networks import Attentionless, Padded, Separable, Tied, Upsampling
 from small_networks import BATCHES, SMALL, TEST, Block, Levels, Residual, Signed, lively, outputs
 from torch import nn
 
@@ -31,6 +31,7 @@ KINDS = {
     "linear layers on sequences": (lambda: Attentionless().eval(), "tflite", 4, 4),
     "linear layers by channel": (lambda: Attentionless().eval(), "bitsplit_per_channel", 8, 8),
     "linear layers, floating-point inputs": (lambda: Attentionless().eval(), "tflite", 8, 32),
+    "convolutions without anything between": (lambda: Separable().eval(), "bitsplit_plus", 8, 8),
     "transposed convolution": (lambda: lively(Upsampling()), "tflite", 4, 4),
     "grouped transposed convolution": (lambda: lively(Upsampling(groups=4)), "aciq", 4, 4),
     "a forward of its own": (lambda: lively(Padded()), "tflite", 4, 4),

@@ -68,10 +68,11 @@ class WeightWriter:
                 node.replace_input_with(index, self._dequantized(node, weight))
 
     def _write_layer(self, node: ir.Node, weight: _Weight) -> None:
-        """The convolution without its bias, which comes as an Add behind it, batch-norm folded into both.
+        """The layer without its bias, which comes as an Add behind it, batch-norm folded into both.
 
         onnxruntime rounds the bias *in* a convolution of dequantized values to 32-bit integers, at the cost of points
-        of accuracy.
+        of accuracy. A convolution that anything reads has an Add of zeros too: with a quantizer straight behind it
+        onnxruntime makes an integer operator of both, which knows no scales by channel.
         """
         bias, last = np.zeros(weight.codes.shape[0]), node
         if len(node.inputs) > 2 and node.inputs[2] is not None:
@@ -83,7 +84,7 @@ class WeightWriter:
         values = [node.inputs[0], self._dequantized(node, weight)]
         shape = node.outputs[0].shape
         new = insert(node, ir.node(node.op_type, values, dict(node.attributes)), ir.DataType.FLOAT, shape)
-        if bias.any():
+        if bias.any() or node.op_type == "Conv" and any(last.outputs[0].uses()):
             bias = bias.astype(np.float32).reshape((-1, 1, 1) if node.op_type == "Conv" else (-1,))
             constant = self._initializers.put(f"{weight.name}.bias", bias)
             new = insert(node, ir.node("Add", [new, constant]), ir.DataType.FLOAT, shape)
