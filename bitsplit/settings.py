@@ -18,7 +18,7 @@ def check_bits(name: str, bits: object, floating_point: bool = True) -> int:
     valid = isinstance(bits, Integral) and not isinstance(bits, bool)
     if valid and (2 <= bits <= MOST_BITS or (floating_point and bits == FLOAT_BITS)):
         return int(bits)
-    allowed = f"from 2 to {MOST_BITS}" + (f", or {FLOAT_BITS} for floating point" if floating_point else "")
+    allowed = "from 2 to 8, or 32 for floating point" if floating_point else "from 2 to 8"
     raise InputError(f"{name} must be an integer {allowed}; got {bits!r}")
 
 
