@@ -14,6 +14,7 @@ from bitsplit.layout import by_column
 from bitsplit.methods.base import Codes
 from bitsplit.methods.bitsplit import BitSplit
 from bitsplit.methods.bitsplit_per_channel import BitSplitPerChannel
+from bitsplit.settings import FLOAT_BITS
 from bitsplit.statistics.moments import LayerStats
 from bitsplit.statistics.paired import compensating
 from bitsplit.statistics.samples import InputSamples
@@ -69,7 +70,11 @@ class BitSplitPlus(BitSplitPerChannel):
         grid = self._least_error(few, bits, signed, lambda grid: self.calibrate_activations(few, grid))
         first, held_back = (replace(samples, values=part) for part in (values[: max(1, half)], values[half:]))
         weights = [
-            (weight[:, :: -(-weight.shape[1] // _ROWS)], Grid(bits, midrise=self.midrise), weight.shape[1])
+            (
+                weight[:, :: -(-weight.shape[1] // _ROWS)],
+                None if bits == FLOAT_BITS else Grid(bits, midrise=self.midrise),
+                weight.shape[1],
+            )
             for weight, bits in readers
         ]
 
@@ -95,16 +100,20 @@ def _few(samples: InputSamples) -> InputSamples:
     return replace(samples, values=samples.values[::rows, ::columns])
 
 
-def _output_error(samples: InputSamples, grid: Grid, scale: Tensor, weight: Tensor, weights: Grid, rows: int) -> float:
-    """About what inputs rounded with `scale` (C,) and weights rounded after the scales are moved into them cost the
-    outputs of `rows` rows, of which `weight` holds some."""
+def _output_error(
+    samples: InputSamples, grid: Grid, scale: Tensor, weight: Tensor, weights: Grid | None, rows: int
+) -> float:
+    """About what inputs rounded with `scale` (C,) and weights rounded after the scales are moved into them, unless they
+    stay in floating point, cost the outputs of `rows` rows, of which `weight` holds some."""
     values, ratio = samples.values, scale / scale.mean()
-    moved = weight * by_column(ratio, weight)
-    step = weights.scale_by_alternation(moved).unsqueeze(-1)
-    rounded = weights.quantize(moved, step) * step
-    by_weights = _SOLVED * _channel_power(rounded - moved, len(scale)) / ratio.square()
     by_inputs = (grid.quantize(values, scale) * scale - values).square().mean(dim=0)
-    error = by_weights @ values.square().mean(dim=0) + _channel_power(weight, len(scale)) @ by_inputs
+    error = _channel_power(weight, len(scale)) @ by_inputs
+    if weights is not None:
+        moved = weight * by_column(ratio, weight)
+        step = weights.scale_by_alternation(moved).unsqueeze(-1)
+        rounded = weights.quantize(moved, step) * step
+        by_weights = _SOLVED * _channel_power(rounded - moved, len(scale)) / ratio.square()
+        error = by_weights @ values.square().mean(dim=0) + error
     return error.item() * rows / weight.shape[1]
 
 

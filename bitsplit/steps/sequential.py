@@ -139,11 +139,10 @@ class _LockstepWork:
         return self._quantizers[key][0]
 
     def _can_fold(self, readers: list[str]) -> bool:
-        """Whether the scales of a tensor's channels can go into the weights that read it: integers, of layers that read
-        nothing else, and which nothing else uses."""
+        """Whether the scales of a tensor's channels can go into the weights that read it: of layers that read nothing
+        else, and which nothing else uses."""
         reads = [self._plan.reads[name] for name in readers]
-        single = all(len(layer.tensors) == 1 and not layer.lent for layer in reads)
-        return single and all(self._plan.layers[name].wbits != FLOAT_BITS for name in readers)
+        return all(len(layer.tensors) == 1 and not layer.lent for layer in reads)
 
     def _key(self, name: str, number: int) -> tuple[int, int, int]:
         positions = trailing_dimensions(self._originals[name])
@@ -199,7 +198,8 @@ class _LockstepWork:
         return inverse.reshape(groups, 1, -1)
 
     def _solve(self, name: str) -> None:
-        """Integers for a layer, in the place of its weight, and the bias that brings its mean in order."""
+        """The weight of a layer by integers, or, if it stays in floating point, with the scales moved into it; and the
+        bias that brings its mean in order."""
         layer, moments, plan = self._layers[name], self._moments[name], self._plan
         # Batch-norm or a bias takes the mean; where there is neither, or batch-norm has a mean for each call, or a
         # transposed kernel one for each place, the weights must.
@@ -209,19 +209,20 @@ class _LockstepWork:
         centred = one_mean and (normalised or name in self._biased)
         stats = moments.stats(centred)
         self._records[name] = LayerRecord(stats, self._lows[name] < 0, calls)
-        if plan.layers[name].wbits == FLOAT_BITS:
+        planned, (quantizer, _) = plan.layers[name], self._quantizers.get(self._key(name, 0), (None, None))
+        if planned.wbits == FLOAT_BITS and not quantizer:
             return
         weight = grouped_weight(self._originals[name])
-        quantizer, _ = self._quantizers.get(self._key(name, 0), (None, None))
         if quantizer and quantizer.folded:
             weight = weight * by_column(quantizer.scale / quantizer.step, weight)
-        if plan.layers[name].role == "last" and isinstance(layer, nn.Linear) and plan.method.classifier_in_weight_space:
-            stats = LayerStats.weight_space(weight)
-        codes = self._codes[name] = plan.method.solve_weights(stats, weight, plan.layers[name].wbits)
-        solved = codes.dequantized(weight.dtype)
-        layer.weight.copy_(ungrouped(solved, layer))
+        if planned.wbits != FLOAT_BITS:
+            if planned.role == "last" and isinstance(layer, nn.Linear) and plan.method.classifier_in_weight_space:
+                stats = LayerStats.weight_space(weight)
+            codes = self._codes[name] = plan.method.solve_weights(stats, weight, planned.wbits)
+            weight = codes.dequantized(weight.dtype)
+        layer.weight.copy_(ungrouped(weight, layer))
         if centred and not normalised:
-            layer.bias.add_(moments.mean_error(solved))
+            layer.bias.add_(moments.mean_error(weight))
         if (shortcut := reads.shortcut) and shortcut.norm:
             self._missing_means[shortcut.norm] = moments.mean_missing.flatten()
 

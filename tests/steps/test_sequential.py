@@ -77,9 +77,10 @@ def test_compensation_beats_the_parallel_order(network):
     assert results["bitsplit_plus"] > results["bitsplit_lattice"] > results["bitsplit"]
 
 
-def test_folded_scales_compute_what_scales_by_channel_do(network):
+@pytest.mark.parametrize("wbits", [4, 32])
+def test_folded_scales_compute_what_scales_by_channel_do(network, wbits):
     """ECAQ: with the scales in the weights, and with a scale for each channel behind the quantizer instead."""
-    folded = bitsplit.quantize(network, BATCHES, 4, 4, "bitsplit_ecaq", settings=SMALL_AND_NO_NORM)
+    folded = bitsplit.quantize(network, BATCHES, wbits, 4, "bitsplit_ecaq", settings=SMALL_AND_NO_NORM)
     by_channel = copy.deepcopy(folded)
     changed = 0
     for module in by_channel.modules():
@@ -90,10 +91,14 @@ def test_folded_scales_compute_what_scales_by_channel_do(network):
             groups = module.layer.groups
             columns = share.reshape(groups, -1).repeat_interleave(module.layer.weight.shape[0] // groups, dim=0)
             module.input_quantizer = own
-            module.layer.weight.div_(columns[:, :, None, None])
+            module.layer.weight.detach().div_(columns[:, :, None, None])
             changed += 1
     assert changed >= 2
     assert torch.allclose(outputs(by_channel), outputs(folded), atol=1e-4)
+    if wbits == 32:  # nothing else has been done to the weights
+        for name, module in by_channel.named_modules():
+            if name.endswith(".layer") and isinstance(module, nn.Conv2d):
+                assert torch.allclose(module.weight, network.get_submodule(name.removesuffix(".layer")).weight)
     for module in folded.modules():
         if isinstance(module, InputQuantizer):
             codes = module(torch.randn(2, *module.scale.shape)) / module.step
@@ -139,6 +144,28 @@ def test_what_layers_share_with_others_stays_right(method):
         assert torch.equal(quantized.embedding.weight, network.embedding.weight)
         errors[tied] = -snr(network, quantized)
     assert errors[True] < errors[False] + 3, errors  # was 20 and more where scales went into a weight used twice
+
+
+@sequential
+def test_weights_in_floating_point_hold_the_scales_of_their_inputs_too(method):
+    """Their inputs have channels of very different ranges."""
+
+    class Uneven(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.middle, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Linear(16, 5)
+
+        def forward(self, x):
+            x = self.first(x).relu() * torch.logspace(-1, 1, 16)[:, None, None]
+            return self.last(self.middle(x).relu().mean((2, 3)))
+
+    network = Uneven()
+    found = {
+        wbits: snr(network, bitsplit.quantize(network, BATCHES, wbits, 4, method, settings=SMALL_AND_NO_NORM))
+        for wbits in (8, 32)
+    }
+    assert found[32] > found[8] - 3, found  # was 7 to 15 where their scales stayed behind
 
 
 def test_layers_called_several_times_are_solved_on_all_their_calls():
