@@ -43,7 +43,7 @@ def by_column(values: Tensor, rows: Tensor) -> Tensor:
 def weighted_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Convolutions, transposed ones and linear layers by name, subclasses included.
 
-    Modules that share a weight are one layer, or none where it has other rows in one than in another. A module whose
+    Modules that share a weight are one layer, or none where one divides it into other rows than another. A module whose
     weight is computed from other parameters (`torch.nn.utils.parametrizations`) is none.
     """
     sharing: dict[int, list[tuple[str, nn.Module]]] = {}

@@ -81,8 +81,8 @@ class Bits:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How much calibration data each step reads; a step takes what there is where there is less. Numbers of batches are
-    of batches of `batch_size` images: of a loader with smaller ones as many more are read.
+    """How much calibration data each step reads; a step takes what there is where there is less. Numbers of batches
+    count batches of `batch_size` images: from a loader with smaller ones, more of them are read.
 
     >>> Calibration(batch_size=16)  # for few images
     Calibration(batch_size=16, gram_batches=30, patches=12000, scale_batches=10, samples=200000, lockstep_batches=64, \

@@ -13,6 +13,7 @@ from bitsplit.grid import Grid
 from bitsplit.solver.bitsplit import ROUNDS
 from bitsplit.solver.objective import objective, optimal_scale
 
+_BLOCK, _DAMPING = 128, 0.01  # columns, and part of the mean diagonal, of published GPTQ
 _TIMED_ROUNDS = 1  # of all; the rest take as long, for the published code does the same work in each
 
 
@@ -49,9 +50,7 @@ def published_seconds(weight: Tensor, patches: Tensor, bits: int) -> float:
     return (time.perf_counter() - start) / _TIMED_ROUNDS * ROUNDS
 
 
-def published_gptq(
-    gram: Tensor, weight: Tensor, bits: int, scale: Tensor, block: int = 128, damping: float = 0.01
-) -> Tensor:
+def published_gptq(gram: Tensor, weight: Tensor, bits: int, scale: Tensor) -> Tensor:
     """Codes (G, M, N) of GPTQ as it is published: column by column, lazy updates block by block, for all groups.
 
     Frantar et al., "GPTQ", ICLR 2023, Algorithm 1, with the scales (G, M) fixed.
@@ -59,12 +58,12 @@ def published_gptq(
     grid, weight, inputs = Grid(bits), weight.clone(), gram.shape[-1]
     damped = gram.clone()
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1, keepdim=True)
-    damped.diagonal(dim1=-2, dim2=-1).add_(damping * mean.where(mean > 0, 1))
+    damped.diagonal(dim1=-2, dim2=-1).add_(_DAMPING * mean.where(mean > 0, 1))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     feedback = torch.linalg.cholesky(inverse, upper=True)
     codes = torch.empty_like(weight)
-    for first in range(0, inputs, block):
-        last = min(first + block, inputs)
+    for first in range(0, inputs, _BLOCK):
+        last = min(first + _BLOCK, inputs)
         part, errors = weight[..., first:last].clone(), torch.empty_like(weight[..., first:last])
         inside = feedback[..., first:last, first:last]
         for n in range(last - first):

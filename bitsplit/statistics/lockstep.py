@@ -70,9 +70,9 @@ class Stop:
     """One place at which all forwards wait: the `number`-th call in a forward of the module `name`.
 
     values[i][j] is what network i shows of piece j: the call of a weighted layer and the shortcut that will be added to
-    its output (or None), or, where `norm` is set, the mean (C,) of what a batch-norm layer reads and of how many values
-    each; None where that forward has come to its end. `rewrite` changes the input that a layer's calls in network i go
-    on with.
+    its output (or None), or, where `norm` is set, the mean (C,) of what a batch-norm layer reads and the number of
+    values in each; None where that forward has come to its end. `rewrite` changes the input that a layer's calls in
+    network i go on with.
     """
 
     name: str

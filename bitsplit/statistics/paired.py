@@ -82,7 +82,7 @@ class PairedMoments:
         return LayerStats(gram, cross, energy, self._count)
 
     def mean_error(self, weight: Tensor) -> Tensor:
-        """By how much the mean output of `weight` (G, M, N) reading X̂ falls short of the mean of Y, (G · M,)."""
+        """By how much the mean output of `weight` (G, M, N) reading X̂ falls short of the target's mean, (G · M,)."""
         return (self.mean_output - self.mean_read @ weight.mT).flatten()
 
 
