@@ -12,7 +12,12 @@ from bitsplit.methods.bitsplit_per_channel import BitSplitPerChannel
 
 @dataclass(frozen=True)
 class BitSplitECAQ(BitSplitPerChannel):
-    """Bit-split-per-channel whose weights hold the scales by channel and make up for the error of the activations."""
+    """Bit-split-per-channel whose weights hold the scales by channel and make up for the error of the activations.
 
+    Weights that make up for all errors are least-squares estimates: their outputs vary less than the floating-point
+    network's. Batch-norm re-estimated behind them would undo that, and enlarge what they have taken out.
+    """
+
+    batch_norm: ClassVar[str] = "none"
     order: ClassVar[str] = "sequential"
     folded: ClassVar[bool] = True
