@@ -9,6 +9,7 @@ from torch import nn
 
 import bitsplit
 from bitsplit import methods
+from bitsplit.layers.batch_norm import batch_norm_statistics
 from bitsplit.layers.inputs import InputQuantizer
 from bitsplit.plan import Plan
 from bitsplit.settings import BatchNorm, Calibration, Settings
@@ -75,6 +76,18 @@ def test_compensation_beats_the_parallel_order(network):
         for name in ("bitsplit", "bitsplit_lattice", "bitsplit_plus")
     }
     assert results["bitsplit_plus"] > results["bitsplit_lattice"] > results["bitsplit"]
+
+
+@sequential
+def test_batch_norm_keeps_its_variances_and_moves_its_means(network, method):
+    settings = Settings(calibration=SMALL_AND_NO_NORM.calibration)  # batch-norm as the method prescribes
+    trained, moved = (
+        batch_norm_statistics(one)
+        for one in (network, bitsplit.quantize(network, BATCHES, 3, 4, method, settings=settings))
+    )
+    assert trained and trained.keys() == moved.keys()
+    for name, (mean, variance) in trained.items():
+        assert torch.equal(moved[name][1], variance) and not torch.equal(moved[name][0], mean)
 
 
 @pytest.mark.parametrize("wbits", [4, 32])
