@@ -71,8 +71,8 @@ class Stop:
 
     values[i][j] is what network i shows of piece j: the call of a weighted layer and the shortcut that will be added to
     its output (or None), or, where `norm` is set, the mean (C,) of what a batch-norm layer reads and the number of
-    values in each; None where that forward has come to its end. `rewrite` changes the input that a layer's calls in
-    network i go on with.
+    values of each channel; None where that forward has come to its end. `rewrite` changes the input that a layer's
+    calls in network i go on with.
     """
 
     name: str
