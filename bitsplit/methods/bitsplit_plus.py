@@ -13,7 +13,7 @@ from bitsplit.grid import Grid
 from bitsplit.layout import by_column
 from bitsplit.methods.base import Codes
 from bitsplit.methods.bitsplit import BitSplit
-from bitsplit.methods.bitsplit_per_channel import BitSplitPerChannel
+from bitsplit.methods.bitsplit_ecaq import BitSplitECAQ
 from bitsplit.settings import FLOAT_BITS
 from bitsplit.statistics.moments import LayerStats
 from bitsplit.statistics.paired import compensating
@@ -27,7 +27,7 @@ _ROWS = 64  # of a weight, at most, that the scales by channel are tried on
 
 
 @dataclass(frozen=True)
-class BitSplitPlus(BitSplitPerChannel):
+class BitSplitPlus(BitSplitECAQ):
     """Weights: minimise ‖Wλ(X − X̂) + WX̂ − αqX̂‖², X̂ the input that the layer will really read, by the lattice solver.
 
     `compensation` is λ, the share of the error before the layer that its weights make up for; `damping`, a part of A's
@@ -40,9 +40,6 @@ class BitSplitPlus(BitSplitPerChannel):
     symmetric_inputs: bool = False
 
     algorithm: ClassVar[str] = "lattice"
-    batch_norm: ClassVar[str] = "none"
-    order: ClassVar[str] = "sequential"
-    folded: ClassVar[bool] = True
     shortcuts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
