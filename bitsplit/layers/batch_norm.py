@@ -103,8 +103,8 @@ def norms_in_training(network: nn.Module, momentum: float | None) -> Iterator[No
             norm.momentum = old_momentum
 
 
-class _NormsDone(Exception):  # noqa: N818  nothing is wrong
-    """Thrown out of a forward whose rest has no batch-norm layer."""
+class _NormsDone(BaseException):
+    """Thrown out of a forward whose rest has no batch-norm layer; no `except Exception` in a network catches it."""
 
 
 class _CutAfterNorms:

@@ -81,7 +81,7 @@ def _descend_plane(plane, unit, gram, residual):
         g, first, last = tile_rows(tile, rows)
         for n in range(inputs):
             diagonal = gram[g, n, n]
-            if diagonal == 0:
+            if diagonal <= 0:
                 continue
             for row in range(first, last):
                 if unit[g, row] == 0:

@@ -89,7 +89,7 @@ def _repeatable(source: Iterable) -> bool:
         len(source)
     except TypeError:
         return False
-    return iter(source) is not source
+    return not isinstance(source, Iterator)
 
 
 def _placement(network: nn.Module) -> tuple[torch.device, torch.memory_format, torch.dtype]:
