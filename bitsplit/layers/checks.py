@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from bitsplit.errors import InputError, one_line
+from bitsplit.layers.copies import copy_around_tensors
 from bitsplit.layers.quantized import QuantizedLayer, wrap_layer
 from bitsplit.layout import WEIGHTED, weighted_layers
 
@@ -71,8 +72,7 @@ def check_network(model: object) -> None:
 def check_wrapped(network: nn.Module, images: Tensor) -> None:
     """InputError where the network computes something else once its layers are wrapped, though nothing is quantized: a
     forward that asks them for their type goes another way then."""
-    tensors = (*network.parameters(), *network.buffers())
-    wrapped = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    wrapped = copy_around_tensors(network)
     for layer in weighted_layers(wrapped).values():
         wrap_layer(wrapped, layer)
     expected = _outputs(network, images)

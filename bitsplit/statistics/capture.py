@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bitsplit.errors import InputError
-
 _CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _LINEAR_ARGUMENTS = ("input", "weight", "bias")
@@ -278,16 +276,6 @@ def _padding(padding, kernel, dilation) -> list[tuple[int, int]]:
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return [(total // 2, total - total // 2) for total in totals]
     return [(p, p) for p in _pair(padding)]
-
-
-def finite_range(name: str, tensor: Tensor) -> tuple[float, float]:
-    """Least and greatest value that a layer reads; InputError where it reads NaN or infinity."""
-    # In the order in which the values lie in memory; in another one, channels last takes fifty times as long.
-    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    low, high = (bound.item() for bound in tensor.permute(order).aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise InputError(f"layer {name} receives NaN or infinity; check the weights and the calibration images")
-    return low, high
 
 
 def layer_generators(network: nn.Module, stream: str, seed: int) -> dict[str, torch.Generator]:

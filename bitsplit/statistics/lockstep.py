@@ -6,7 +6,7 @@ then whoever drives the pass sees what the layer reads on all images at once, an
 
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,9 +18,11 @@ from torch.utils._pytree import tree_leaves
 
 from bitsplit.errors import InputError
 from bitsplit.layers.batch_norm import norms_by_mean
+from bitsplit.layers.copies import copy_around_tensors
 from bitsplit.layout import weighted_layers
 from bitsplit.statistics.batches import pieces as pieces_of
 from bitsplit.statistics.capture import LayerCall, NumberedCalls
+from bitsplit.statistics.finite import check_output
 from bitsplit.statistics.memory import LARGE, LARGEST, return_when_freed
 from bitsplit.statistics.reads import LayerReads
 
@@ -187,9 +189,12 @@ class _Forward(threading.Thread):
         torch.set_num_threads(1)
         try:
             with self._lanes, torch.no_grad():
+                # Forwards that put tensors into attributes, for a decoder say, shall not read each other's.
+                network = copy_around_tensors(self._network)
                 images = self._images.clone()  # which a network may normalise in place
                 with self._calls:
-                    self._network(images)
+                    output = network(images)
+                check_output(output)
         except _Ended:
             return
         except BaseException as error:
@@ -225,8 +230,10 @@ class _PausingCalls(NumberedCalls):
 
     def __init__(self, network: nn.Module, reads: dict[str, LayerReads]):
         super().__init__(network, weighted_layers(network), self._pause)
-        self._shortcuts = {name: read.shortcut.number for name, read in reads.items() if read.shortcut}
-        self._numbers = set(self._shortcuts.values())
+        self._readers: dict[int, list[str]] = defaultdict(list)  # by number, the layers whose shortcut a tensor is
+        for name, read in reads.items():
+            if read.shortcut:
+                self._readers[read.shortcut.number].append(name)
         self._norms = norms_by_mean(network)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -237,14 +244,13 @@ class _PausingCalls(NumberedCalls):
         return super().__torch_function__(func, types, args, kwargs)
 
     def returned(self, number: int, func: Callable, args: tuple, kwargs: dict, result: Tensor) -> None:
-        if number in self._numbers:
-            self._kept[number] = result
+        for name in self._readers.get(number, ()):
+            self._kept[name] = result
 
     @property
-    def _kept(self) -> dict[int, Tensor]:
+    def _kept(self) -> dict[str, Tensor]:
         return self._thread.__dict__.setdefault("kept", {})
 
     def _pause(self, name: str, call: LayerCall) -> Tensor | None:
-        shortcut = self._kept.pop(self._shortcuts[name], None) if name in self._shortcuts else None
-        change = threading.current_thread().pause(name, False, (call, shortcut))
+        change = threading.current_thread().pause(name, False, (call, self._kept.pop(name, None)))
         return change and change(call.input)

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from bitsplit.errors import InputError
 from bitsplit.layout import WEIGHTED, grouped_weight, weighted_layers
 from bitsplit.progress import progress
 from bitsplit.solver.objective import panels
 from bitsplit.statistics.batches import pieces
-from bitsplit.statistics.capture import LayerCall, LayerCalls, finite_range, layer_generators
+from bitsplit.statistics.capture import LayerCall, LayerCalls, layer_generators
+from bitsplit.statistics.finite import check_output, finite_range
 from bitsplit.statistics.reads import LayerReads, ReadRecorder
 
 _PANEL = 512  # rows of a Gram matrix at a time
@@ -89,8 +88,7 @@ def collect_statistics(
             moments.begin_forward(share)
             output = network(images)
             moments.end_forward()
-            if not all(leaf.isfinite().all() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)):
-                raise InputError("the network's output holds NaN or infinity on the calibration images")
+            check_output(output)
     layers = moments.finished()
     return Statistics(
         layers, calls.skipped | unused_weights(network, layers, calls.skipped), time.perf_counter() - started

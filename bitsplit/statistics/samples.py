@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.progress import progress
-from bitsplit.statistics.capture import LayerCall, LayerCalls, finite_range, layer_generators
+from bitsplit.statistics.capture import LayerCall, LayerCalls, layer_generators
+from bitsplit.statistics.finite import finite_range
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from bitsplit.plan import Plan
 from bitsplit.progress import progress
 from bitsplit.settings import FLOAT_BITS
 from bitsplit.statistics.batches import CalibrationBatches
-from bitsplit.statistics.capture import LayerCall, finite_range, layer_generators
+from bitsplit.statistics.capture import LayerCall, layer_generators
+from bitsplit.statistics.finite import finite_range
 from bitsplit.statistics.lockstep import Lockstep, Stop, images_in_memory
 from bitsplit.statistics.moments import LayerRecord, LayerStats, Statistics, unused_weights
 from bitsplit.statistics.paired import PairedMoments
@@ -200,7 +201,7 @@ class _LockstepWork:
     def _solve(self, name: str) -> None:
         """The weight of a layer by integers, or, if it stays in floating point, with the scales moved into it; and the
         bias that brings its mean in order."""
-        layer, moments, plan = self._layers[name], self._moments[name], self._plan
+        layer, moments, plan = self._layers[name], self._moments.pop(name), self._plan
         # Batch-norm or a bias takes the mean; where there is neither, or batch-norm has a mean for each call, or a
         # transposed kernel one for each place, the weights must.
         reads, calls = plan.reads[name], len(plan.reads[name].tensors)
@@ -229,7 +230,7 @@ class _LockstepWork:
     @torch.no_grad()
     def finish(self, skipped: dict[str, str]) -> SequentialResult:
         """Puts integers and quantizers in the place of the layers."""
-        for name in [name for name in self._moments if name not in self._records]:
+        for name in list(self._moments):
             self._solve(name)
         for name, codes in self._codes.items():
             bits = self._plan.layers[name].wbits

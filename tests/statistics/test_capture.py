@@ -11,7 +11,8 @@ from torch import nn
 
 from bitsplit.errors import InputError
 from bitsplit.layout import weighted_layers
-from bitsplit.statistics.capture import LayerCall, LayerCalls, finite_range, layer_generators
+from bitsplit.statistics.capture import LayerCall, LayerCalls, layer_generators
+from bitsplit.statistics.finite import finite_range
 
 
 def calls_of(network, *inputs):

@@ -101,6 +101,22 @@ def test_the_last_layer_before_an_addition_is_shown_the_other_summand(network):
     assert shortcuts["main"] is None
 
 
+def test_two_layers_may_have_the_same_shortcut():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.one, self.two = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+
+        def forward(self, x):
+            x = self.stem(x).relu()
+            return (x + self.one(x)) * (x + self.two(x))
+
+    with lockstep((Branches().eval(),)) as stops:
+        shown = {stop.name: [shortcut is not None for _, shortcut in stop.values[0]] for stop in stops}
+    every = [True] * len(PIECES)
+    assert shown == {"stem": [False] * len(PIECES), "one": every, "two": every}
+
+
 def test_a_layer_goes_on_with_what_its_input_was_rewritten_to(network):
     with lockstep((network, network)) as stops:
         for stop in stops:

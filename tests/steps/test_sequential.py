@@ -181,6 +181,48 @@ def test_weights_in_floating_point_hold_the_scales_of_their_inputs_too(method):
     assert found[32] > found[8] - 3, found  # was 7 to 15 where their scales stayed behind
 
 
+@sequential
+@pytest.mark.parametrize("kept", ["attribute", "hook"])
+def test_what_a_forward_keeps_in_its_module_reaches_no_other(method, kept):
+    """Forwards that wait for each other run through one network."""
+
+    class Keeps(nn.Module):
+        def __init__(self, kept):
+            super().__init__()
+            torch.manual_seed(0)
+            self.kept, self.skips = kept, {}
+            self.stem, self.one, self.two, self.last = (nn.Conv2d(i, 8, 3, padding=1) for i in (3, 8, 8, 8))
+            if kept == "hook":
+                self.one.register_forward_pre_hook(self.keep)
+
+        def keep(self, _, args):
+            self.skips["one"] = args[0]
+
+        def forward(self, x):
+            x = skip = self.stem(x).relu()
+            if self.kept == "attribute":
+                self.skips["one"] = x
+            x = self.two(self.one(x).relu())
+            return self.last((x + (self.skips["one"] if self.kept else skip)).relu()).mean((2, 3))
+
+    given = {}
+    for way in (None, kept):
+        quantized = bitsplit.quantize(Keeps(way), BATCHES, 3, 3, method, settings=SMALL_AND_NO_NORM)
+        given[way] = quantized.state_dict()
+    assert all(torch.equal(value, given[kept][key]) for key, value in given[None].items())
+
+
+@sequential
+@pytest.mark.parametrize("wbits", [4, 32])
+def test_a_network_whose_output_is_not_finite_is_refused(method, wbits):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    network(BATCHES[0])
+    with torch.no_grad():
+        network[-1].bias[1] = torch.nan
+    with pytest.raises(bitsplit.InputError, match="output holds NaN"):
+        bitsplit.quantize(network, BATCHES, wbits, 4, method, settings=SMALL_AND_NO_NORM)
+
+
 def test_layers_called_several_times_are_solved_on_all_their_calls():
     network = Levels()
     quantized = bitsplit.quantize(network, BATCHES, 3, 32, "bitsplit_plus", settings=SMALL_AND_NO_NORM)
