@@ -105,7 +105,7 @@ def _layer_plans(names: list[str], reads: dict[str, LayerReads], settings: Setti
         for pattern, pair in layers.bits:
             if fnmatchcase(name, pattern):
                 wbits, abits = pair
-        if name in reads and (reads[name].tensors == image or not reads[name].plain):
+        if name in reads and (reads[name].tensors == image or reads[name].image or not reads[name].plain):
             abits = FLOAT_BITS
         plans[name] = LayerPlan(role, *((FLOAT_BITS, FLOAT_BITS) if name in untouched else (wbits, abits)))
     return plans

@@ -249,6 +249,30 @@ def test_a_convention_sets_the_bits_of_the_edges(method, convention, stem, first
     assert bits_of(quantized) == {"stem": stem, "first": first, "second": second, "head": head}
 
 
+@pytest.mark.parametrize("method", ["bitsplit", "bitsplit_plus"])
+def test_no_layer_rounds_the_image_nor_the_tensor_that_a_caller_gives(method):
+    """Where the second of two stems reads channels of the image, and shortcuts are rounded in place."""
+
+    class Depth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.color, self.depth = nn.Conv2d(3, 8, 3), nn.Conv2d(1, 8, 3)
+            self.middle, self.last = nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.color(x[:, :3]) + self.depth(x[:, 3:])
+            return self.last(self.middle(x.relu()).relu().mean((2, 3)))
+
+    images = torch.rand(16, 4, 12, 12)
+    settings = dataclasses.replace(SMALL, convention="qdrop")
+    quantized = bitsplit.quantize(Depth(), [images], 4, 4, method, settings=settings)
+    assert quantized.report.set_index("name")["abits"].to_dict() == {"color": 32, "depth": 32, "middle": 4, "last": 8}
+    given = images.clone()
+    quantized(given)
+    assert torch.equal(given, images)
+
+
 @pytest.mark.parametrize("convention", ["bitsplit", "brecq", "qdrop", "all_low"])
 @pytest.mark.parametrize("method", ["bitsplit", "bitsplit_plus", "bitsplit_per_channel"])
 def test_an_addition_reads_integers_under_some_conventions(method, convention):

@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from bitsplit.layers.batch_norm import norms_by_mean
 from bitsplit.layout import WEIGHTED, by_column, grouped, trailing_dimensions, ungrouped, weighted_layers
 from bitsplit.statistics.capture import LayerCall, NumberedCalls
 
+_VALUES = 1_000  # of what a layer reads that are looked for in what it was given
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 
 
@@ -32,7 +35,9 @@ class LayerReads:
     """What one layer reads in a forward, call by call: a number for each tensor, the same for every layer that reads
     the very same one, and its size as a part of all that the layer reads; and what becomes of its output: whether
     batch-norm reads it, whether that norm is called for others too, and the shortcut that is added. `plain`: whether
-    its module does nothing with its input but what `_is_plain` says. `lent`: whether its weight is also used elsewhere.
+    its module does nothing with its input but what `_is_plain` says, and is called once for each call of the layer.
+    `image`: whether it reads the image, or what no layer had a part in. `lent`: whether its weight is also used
+    elsewhere.
     """
 
     tensors: tuple[int, ...]
@@ -41,43 +46,34 @@ class LayerReads:
     shared_norm: bool = False
     shortcut: Shortcut | None = None
     plain: bool = True
+    image: bool = False
     lent: bool = False
 
 
 @torch.no_grad()
 def measure_reads(network: nn.Module, images: Tensor) -> dict[str, LayerReads]:
     """The reads of every layer that a forward of `images` calls, in the order of the first calls."""
-    given: dict[nn.Module, tuple[tuple, dict]] = {}  # to subclasses with a forward of their own
-    names = {module: name for name, module in weighted_layers(network).items() if not _has_torchs_forward(module)}
-
-    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        given[module] = args, kwargs
-
-    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in names]
-    try:
-        network(images.clone())  # the first forward of all may make what later ones only use, and number tensors anew
-    finally:
-        for hook in hooks:
-            hook.remove()
-    calls = _ReadCalls(network)
+    network(images.clone())  # the first forward of all may make what later ones only use, and number tensors anew
+    calls = _ReadCalls(network, images)
     with calls:
         network(images)
-    rewritten = {names[module] for module, arguments in given.items() if not _is_plain(module, *arguments)}
-    return {
-        name: replace(reads, plain=name not in rewritten, lent=f"{name}.weight" in calls.skipped)
-        for name, reads in calls.reads().items()
-    }
+    return calls.reads()
 
 
 def _has_torchs_forward(layer: nn.Module) -> bool:
-    return any(type(layer).forward is kind.forward for kind in WEIGHTED)
+    return "forward" not in vars(layer) and any(type(layer).forward is kind.forward for kind in WEIGHTED)
 
 
-def _is_plain(layer: nn.Module, args: tuple, kwargs: dict) -> bool:
-    """Whether scales by channel can move from a layer's input x into its weight: where its forward pads x, but not
-    where it normalises it, adds it to the output or joins it to something else, which must see x as it is."""
+def _is_plain(layer: nn.Module, args: tuple, kwargs: dict, read: Tensor) -> bool:
+    """Whether a quantizer of the layer's input x gives `read`, what its arithmetic reads of it, values of the grid, and
+    scales by channel can move into its weight: where its forward pads or cuts x, but not where it, or a hook, scales or
+    normalises it, adds it to the output or joins it to something else, which must see x as it is."""
     x, *others = args or (kwargs.pop("input"),)
     if not isinstance(x, Tensor):
+        return False
+    first = 1 if len(x) == len(read) else None  # image, for a short time
+    some = read[:first].flatten()
+    if not torch.isin(some[:: -(-len(some) // _VALUES)], torch.cat([x[:first].flatten(), x.new_zeros(1)])).all():
         return False
     trailing = trailing_dimensions(layer)
     channels = x.shape[-1 - trailing]
@@ -96,11 +92,18 @@ def _is_plain(layer: nn.Module, args: tuple, kwargs: dict) -> bool:
 
 
 class _ReadCalls(NumberedCalls):
-    """Also follows the layers' outputs to the batch-norm and the addition behind them."""
+    """Also follows the layers' outputs to the batch-norm and the addition behind them, and the images to the layers."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, images: Tensor):
         layers = weighted_layers(network)
         super().__init__(network, layers, self._record)
+        self._image = WeakIdKeyDictionary({images: True})  # and what is made of it without a layer
+        self._of_layers = WeakIdKeyDictionary()
+        self._given: dict[nn.Module, tuple[tuple, dict]] = {}  # to the layers that are running
+        # By layer, its module and what that was given and reads, where it may do more than read.
+        self._own: dict[str, tuple[nn.Module, tuple, dict, Tensor]] = {}
+        self._several: set[str] = set()  # whose module calls them more than once
+        self._reading_image: set[str] = set()
         # Each place that one of these reads has outputs in several places, and a shortcut in none of its own.
         self._spreading = {name for name, layer in layers.items() if isinstance(layer, nn.ConvTranspose2d)}
         self._recorder = ReadRecorder()
@@ -112,9 +115,38 @@ class _ReadCalls(NumberedCalls):
         self._norm_calls: collections.Counter[str] = collections.Counter()
         self._shortcuts: dict[str, Shortcut] = {}
 
+    def watch(self) -> None:
+        super().watch()
+        for module in self._network.modules():
+            if isinstance(module, WEIGHTED):  # before its own hooks
+                self._hooks.append(module.register_forward_pre_hook(self._note, with_kwargs=True, prepend=True))
+
+    def _note(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._given[module] = args, kwargs
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = super().__torch_function__(func, types, args, kwargs)
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        # A vector of parameters normalises the image; a matrix makes features of it.
+        matrix = any(isinstance(value, nn.Parameter) and value.numel() > max(value.shape, default=1) for value in given)
+        if matrix or any(value in self._of_layers for value in given):
+            self._of_layers.update((leaf, True) for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        elif any(value in self._image for value in given):
+            self._image.update((leaf, True) for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
+
     def _record(self, name: str, call: LayerCall) -> None:
         self._recorder.add(name, call)
         self._called = name
+        if call.input in self._image:
+            self._reading_image.add(name)
+        module = self._running[-1]
+        if module not in self._given:
+            self._several.add(name)
+            return
+        args, kwargs = self._given.pop(module)
+        if not (args and args[0] is call.input and _has_torchs_forward(module)):
+            self._own[name] = module, args, kwargs, call.input
 
     def returned(self, number: int, func: Callable, args: tuple, kwargs: dict, result: Tensor) -> None:
         layer, norm = self._called, None
@@ -152,6 +184,9 @@ class _ReadCalls(NumberedCalls):
                 normalised=name in self._normalised,
                 shared_norm=self._norm_calls[self._normalised.get(name)] > 1,
                 shortcut=self._shortcuts.get(name),
+                plain=name not in self._several and (name not in self._own or _is_plain(*self._own[name])),
+                image=name in self._reading_image,
+                lent=f"{name}.weight" in self.skipped,
             )
             for name, reads in self._recorder.reads().items()
         }

@@ -29,7 +29,7 @@ def layer_report(
     for name in (name for name in plan.layers if name in statistics.layers):
         shape, wbits = tuple(_layer(network, name).weight.shape), plan.layers[name].wbits
         plain = name not in plan.reads or plan.reads[name].plain
-        note = "" if plain else "input left in floating point: its own forward does more than pad it"
+        note = "" if plain else "input left in floating point: its own forward, or a hook, does more than pad it"
         rows[name] = _row(name, shape, wbits, note) | {"relative_error": errors.get(name, 0.0)}
     for key, reason in statistics.skipped.items():
         name = key.removesuffix(".weight")

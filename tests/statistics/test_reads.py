@@ -103,6 +103,72 @@ def test_weights_and_norms_used_elsewhere_too():
     assert reads["third"].shortcut is None
 
 
+class TwoStems(nn.Module):
+    """Two layers read parts of the image, one a smaller image, one the image beside features."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4, 1, 1))
+        self.left, self.right, self.small = (nn.Conv2d(i, 2, 3, padding=1, padding_mode="reflect") for i in (1, 3, 4))
+        self.mixed, self.last = nn.Conv2d(8, 4, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        left, right = (x * self.scale).split([1, 3], dim=1)
+        features = self.left(left) + self.right(right)
+        features = self.mixed(torch.cat([x, features, features], dim=1))
+        return self.last(torch.cat([F.avg_pool2d(features, 2), self.small(F.avg_pool2d(x, 2))], dim=1))
+
+
+def test_what_no_layer_had_a_part_in_is_the_image():
+    reads = measure_reads(TwoStems().double(), feature_maps(2)[0])
+    assert {name for name, read in reads.items() if read.image} == {"left", "right", "small"}
+    assert all(read.plain for read in reads.values())
+
+
+class Doubling(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x * 2)
+
+
+class Twice(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) - super().forward(-x)
+
+
+class Cutting(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(F.pad(x, (1, 1, -1, -1)))
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_pre_hook(lambda _, args: args[0] * 2)
+    return layer
+
+
+def patched(layer: nn.Module) -> nn.Module:
+    own = layer.forward
+    layer.forward = lambda x: own(x * 2)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "layer, plain",
+    [
+        (lambda: nn.Conv2d(4, 4, 3), True),
+        (lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), True),
+        (lambda: Cutting(4, 4, 3), True),
+        (lambda: Doubling(4, 4, 3), False),
+        (lambda: Twice(4, 4, 3), False),
+        (lambda: hooked(nn.Conv2d(4, 4, 3)), False),
+        (lambda: patched(nn.Conv2d(4, 4, 3)), False),
+    ],
+    ids=["torch's", "padding mode", "cuts", "doubles", "calls twice", "hook", "patched"],
+)
+def test_a_layer_is_plain_where_it_reads_the_values_that_it_is_given(layer, plain):
+    reads = measure_reads(nn.Sequential(nn.Conv2d(4, 4, 1), layer()).double(), feature_maps(2)[0])
+    assert reads["1"].plain == plain
+
+
 def test_layers_that_are_not_called_are_left_out_and_nothing_stays_behind():
     network = Odd().double()
     assert list(measure_reads(network, feature_maps(2)[0])) == ["good"]
