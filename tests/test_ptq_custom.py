@@ -119,6 +119,41 @@ class Joined(nn.Module):
         return self.head(self.join([x, 2 * x]).relu().mean((2, 3)))
 
 
+class Kept(nn.Module):
+    """Calls its layers by a list or a tuple, as some pyramids do, or their forward itself."""
+
+    def __init__(self, kind: type, forward: bool = False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        self.direct, layers = forward, [nn.Conv2d(8, 8, 3, padding=1) for _ in range(2)]
+        self.levels = {"fine": kind(layers)}
+        for number, layer in enumerate(layers):
+            self.add_module(f"level{number}", layer)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        for layer in self.levels["fine"]:
+            x = (layer.forward(x) if self.direct else layer(x)).relu()
+        return self.last(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["bitsplit", "bitsplit_plus"])
+def test_layers_called_by_a_list_read_quantized_inputs(method):
+    quantized = bitsplit.quantize(Kept(list), [torch.rand(32, 3, 12, 12)], 8, 2, method)
+    read = []
+    quantized.level0.layer.register_forward_pre_hook(lambda _, args: read.append(args[0].unique().numel()))
+    quantized(torch.rand(2, 3, 12, 12))
+    assert quantized.levels["fine"][0] is quantized.level0 and read == [4]
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_layers_called_by_a_tuple_are_refused(forward):
+    with pytest.raises(InputError, match="the network calls level0 where nothing can take its place"):
+        bitsplit.quantize(Kept(tuple, forward), [torch.rand(32, 3, 12, 12)], 8, 2)
+    bitsplit.quantize(Kept(list, forward), [torch.rand(32, 3, 12, 12)], 8, 2)
+
+
 def test_a_forward_that_does_not_run_with_wrapped_layers_is_refused():
     with pytest.raises(InputError, match="does not run once its layers are wrapped"):
         bitsplit.quantize(Naming(), [torch.randn(8, 3, 12, 12)])

@@ -1,6 +1,8 @@
 """What can be quantized at all: a module of PyTorch in single or double precision, as it was written."""
 
+import collections
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -70,11 +72,14 @@ def check_network(model: object) -> None:
 
 @torch.no_grad()
 def check_wrapped(network: nn.Module, images: Tensor) -> None:
-    """InputError where the network computes something else once its layers are wrapped, though nothing is quantized: a
-    forward that asks them for their type goes another way then."""
-    wrapped = copy_around_tensors(network)
-    for layer in weighted_layers(wrapped).values():
-        wrap_layer(wrapped, layer)
+    """InputError where the network computes something else once its layers are wrapped, though nothing is quantized, as
+    a forward may that asks them for their type; or where it calls a layer itself instead of what stands in its place.
+    """
+    wrapped, past = copy_around_tensors(network), collections.Counter()
+    for name, layer in weighted_layers(wrapped).items():
+        for wrapper in wrap_layer(wrapped, layer):
+            for module, number in ((wrapper, -1), (wrapper.layer, 1)):
+                module.forward = _counted(module.forward, past, name, number)
     expected = _outputs(network, images)
     try:
         given = _outputs(wrapped, images)
@@ -84,6 +89,21 @@ def check_wrapped(network: nn.Module, images: Tensor) -> None:
         ) from error
     if len(expected) != len(given) or not all(map(_alike, expected, given)):
         raise InputError(f"the network computes something else once its layers are wrapped; {_REMEDY}")
+    if unreached := [name for name, calls in past.items() if calls > 0]:
+        raise InputError(
+            f"the network calls {unreached[0]} where nothing can take its place: a module that a tuple or a function "
+            "keeps; put it into a list or an nn.ModuleList"
+        )
+
+
+def _counted(forward: Callable, calls: collections.Counter, name: str, number: int) -> Callable:
+    """`forward`, each call of which adds `number` to `calls[name]`."""
+
+    def counted(*args, **kwargs):
+        calls[name] += number
+        return forward(*args, **kwargs)
+
+    return counted
 
 
 def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
