@@ -83,8 +83,9 @@ def quantize(
     the training set, in a random order: where there are more than are needed, the first are taken. wbits, abits: 2 to
     8, or 32 for floating point; where None, the settings', which are 4. method: a name from `bitsplit.methods.names()`,
     or a method object with settings of its own. bits: (wbits, abits) by patterns over layer names, for layers that
-    shall have others. seed: fixes every random choice; where None, the settings', 0. settings: everything else (bits of
-    the first and last layer, calibration sizes, batch-norm re-estimation). known: what an earlier call has computed.
+    shall have others. seed: fixes every random choice, a loader's order and augmentations too; where None, the
+    settings', 0. settings: everything else (bits of the first and last layer, calibration sizes, batch-norm
+    re-estimation). known: what an earlier call has computed.
 
     Returns a module in eval mode. Its `report` is a pandas.DataFrame, one row a layer: name, shape, wbits, abits,
     signed (input range), relative_error (‖y − ŷ‖²/‖y‖² of the output through the weights), input_error
@@ -112,7 +113,8 @@ def quantize(
     method = methods.named(method) if isinstance(method, str) else _checked(method, Method, "method")
     known = known or Known()
     network = evaluation_copy(model)
-    batches = CalibrationBatches(calibration, network, settings.calibration.batch_size)
+    sizes = settings.calibration.batch_size, settings.most_batches
+    batches = CalibrationBatches(calibration, network, *sizes, settings.seed)
     if settings.floating_point:
         check_names(network, settings.layers)
         network.report, network.seconds = float_report(network), {}

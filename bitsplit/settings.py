@@ -208,6 +208,12 @@ class Settings:
         object.__setattr__(self, "seed", int(self.seed))
 
     @property
+    def most_batches(self) -> int:
+        """How many calibration batches the step reads that reads the most of them."""
+        counts = self.calibration.gram_batches, self.calibration.scale_batches, self.calibration.lockstep_batches
+        return max(*counts, self.batch_norm.batches)
+
+    @property
     def quantized_shortcuts(self) -> bool:
         """Whether an addition reads the integers that the layers read beside it."""
         return self.convention in ("brecq", "qdrop")

@@ -57,6 +57,18 @@ def test_small_batches_quantize_as_well_as_large_ones(method, size):
     assert error_of(network, small, images[:256]) < 4 * error_of(network, large, images[:256])
 
 
+@pytest.mark.parametrize("method", ["bitsplit", "bitsplit_plus"])
+def test_a_loader_that_shuffles_gives_one_network_whatever_was_drawn_before(method):
+    network, images = trained_network()
+    loader = DataLoader(images[256:], batch_size=32, shuffle=True)
+    assert bitsplit.ptq.decided(Settings(), bitsplit.methods.named("bitsplit"), len(loader)).batch_norm.mode == "shift"
+    found = []
+    for _ in range(2):
+        torch.rand(7)
+        found.append(bitsplit.quantize(network, loader, 4, 4, method).state_dict())
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
 def test_one_batch_smaller_than_the_loader_says_is_a_small_one():
     network, images = trained_network()
     loader = DataLoader(images[:10], batch_size=64)

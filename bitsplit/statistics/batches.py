@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.errors import InputError
-from bitsplit.settings import Calibration
+from bitsplit.settings import Calibration, Settings
+from bitsplit.statistics.readings import Readings, first_images, images_of, repeatable
 
 _PIECE_PIXELS = 2**20
 _LEAST_BATCH = 16  # images; with 8, activation scales from batches normalised by themselves cost several times as much
@@ -18,21 +19,31 @@ _LEAST_BATCH = 16  # images; with 8, activation scales from batches normalised b
 class CalibrationBatches:
     """Calibration images as often as they are needed, labels dropped, where and how the network's weights lie.
 
-    `source` yields batches (N, C, H, W) or (images, anything). A source that can be read only once, or whose length is
-    unknown, is kept in memory. What settings count in batches are batches of `batch_size` images: of smaller ones more
-    are read. Raises InputError where there is no batch.
+    `source` yields batches (N, C, H, W) or (images, anything), in each reading the same: what it draws, it draws from
+    `seed`. Of a source that can be read only once, or whose length is unknown, `most_batches` are kept in memory. What
+    settings count in batches are batches of `batch_size` images: of smaller ones more are read. Raises InputError where
+    there is no batch.
     """
 
-    def __init__(self, source: Iterable, network: nn.Module, batch_size: int = Calibration().batch_size):
+    def __init__(
+        self,
+        source: Iterable,
+        network: nn.Module,
+        batch_size: int = Calibration().batch_size,
+        most_batches: int = Settings().most_batches,
+        seed: int = 0,
+    ):
         if not isinstance(source, Iterable) or isinstance(source, Tensor):
             raise InputError(
                 f"calibration must be an iterable of image batches, a list say; got {type(source).__name__}"
             )
-        self._source = source if _repeatable(source) else list(source)
-        if len(self._source) == 0:
-            raise InputError("calibration is empty: give at least one batch of images")
-        self._device, self._layout, self._dtype = _placement(network)
         self._batch_size = getattr(source, "whole_batch", batch_size)
+        if not repeatable(source):
+            source = list(first_images(Readings(source, seed), most_batches * self._batch_size))
+        if len(source) == 0:
+            raise InputError("calibration is empty: give at least one batch of images")
+        self._source, self._readings = source, Readings(source, seed)
+        self._device, self._layout, self._dtype = _placement(network)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -64,9 +75,9 @@ class CalibrationBatches:
     def first(self, limit: int) -> Iterator[Tensor]:
         """The first `limit` batches, or as many as there are. Raises InputError where they are none, or no images."""
         empty = True
-        for batch in itertools.islice(self._source, limit):
+        for batch in itertools.islice(self._readings, limit):
             empty = False
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            images = images_of(batch)
             if not isinstance(images, Tensor):
                 raise InputError(
                     "calibration must yield image batches or (images, anything) tuples; "
@@ -81,15 +92,6 @@ class CalibrationBatches:
             yield images.to(self._device, self._dtype, memory_format=layout, copy=True)
         if empty:
             raise InputError("calibration gave no batch when it was read again: give a list of batches or a DataLoader")
-
-
-def _repeatable(source: Iterable) -> bool:
-    """Whether it can be read again, and knows its length: a DataLoader of a stream has none, but raises TypeError."""
-    try:
-        len(source)
-    except TypeError:
-        return False
-    return not isinstance(source, Iterator)
 
 
 def _placement(network: nn.Module) -> tuple[torch.device, torch.memory_format, torch.dtype]:

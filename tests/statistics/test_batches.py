@@ -1,9 +1,13 @@
 """Calibration images: kinds of sources, how often they are read, and their pieces."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from small_networks import BATCHES, images
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bitsplit.errors import InputError
 from bitsplit.statistics.batches import CalibrationBatches, pieces
@@ -16,9 +20,7 @@ SOURCES = {
     "tuple": lambda: tuple(BATCHES),
     "labelled": lambda: [(x, torch.zeros(len(x))) for x in BATCHES],
     "labelled generator": lambda: ([x, "label"] for x in BATCHES),
-    "loader": lambda: torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(torch.cat(BATCHES)), batch_size=len(BATCHES[0])
-    ),
+    "loader": lambda: DataLoader(torch.utils.data.TensorDataset(torch.cat(BATCHES)), batch_size=len(BATCHES[0])),
 }
 
 
@@ -44,6 +46,44 @@ def test_images_take_the_networks_layout():
     network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     (batch,) = CalibrationBatches(BATCHES, network).first(1)
     assert batch.is_contiguous(memory_format=torch.channels_last) and torch.equal(batch, BATCHES[0])
+
+
+class Augmented(Dataset):
+    """Images that draw from every generator there is."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return torch.full((3, 4, 4), index + torch.rand(()).item()) * random.random() + float(np.random.rand())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("own", [False, True])
+def test_every_reading_of_a_loader_that_shuffles_gives_the_same_images(workers, own):
+    def batches(seed):
+        generator = torch.Generator().manual_seed(3) if own else None
+        loader = DataLoader(Augmented(), 16, shuffle=True, num_workers=workers, generator=generator)
+        return CalibrationBatches(loader, NETWORK, seed=seed)
+
+    calibration, drawn = batches(1), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    first = list(calibration.first(9))
+    assert torch.equal(torch.get_rng_state(), drawn[0]) and random.getstate() == drawn[1]
+    assert np.random.get_state()[1].tolist() == drawn[2]
+    torch.rand(5)  # between two readings
+    assert all(torch.equal(*pair) for pair in zip(first, calibration.first(9), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(first, batches(1).first(9), strict=True))
+    if not own:
+        assert not any(torch.equal(*pair) for pair in zip(first, batches(2).first(9), strict=True))
+
+
+def test_no_more_of_a_stream_is_kept_than_is_read():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(lambda: torch.zeros(3, 4, 4), None)
+
+    for size, count in ((16, 12), (64, 3), (100, 2)):
+        assert len(CalibrationBatches(DataLoader(Endless(), size), NETWORK, 64, most_batches=3)) == count
 
 
 @pytest.mark.parametrize("source", [[], iter([]), ()])
