@@ -69,6 +69,21 @@ def test_a_loader_that_shuffles_gives_one_network_whatever_was_drawn_before(meth
     assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
 
 
+def test_an_image_that_is_left_over_is_left_out():
+    """Behind a global average, batch-norm cannot normalise a batch of one."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(8, 8, 1),
+        nn.BatchNorm2d(8),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    ).eval()
+    images = torch.rand(65, 3, 8, 8)
+    left, without = (bitsplit.quantize(network, batches, 4, 4) for batches in (images.split(32), images[:64].split(32)))
+    assert all(torch.equal(value, without.state_dict()[key]) for key, value in left.state_dict().items())
+
+
 def test_one_batch_smaller_than_the_loader_says_is_a_small_one():
     network, images = trained_network()
     loader = DataLoader(images[:10], batch_size=64)

@@ -73,10 +73,10 @@ class CalibrationBatches:
         return next(pieces(self.first(1)))[0]
 
     def first(self, limit: int) -> Iterator[Tensor]:
-        """The first `limit` batches, or as many as there are. Raises InputError where they are none, or no images."""
-        empty = True
+        """The first `limit` batches, or as many as there are, without a single image that is left after larger ones: it
+        has no batch-norm statistics of its own. Raises InputError where they are none, or no images."""
+        largest = 0
         for batch in itertools.islice(self._readings, limit):
-            empty = False
             images = images_of(batch)
             if not isinstance(images, Tensor):
                 raise InputError(
@@ -87,10 +87,13 @@ class CalibrationBatches:
                 raise InputError(
                     f"calibration must yield images in floating point; got {tuple(images.shape)} in {images.dtype}"
                 )
+            if len(images) == 1 < largest:
+                continue
+            largest = max(largest, len(images))
             layout = self._layout if images.dim() == 4 else torch.preserve_format
             # A copy, always: a network that normalises its input in place must not reach the caller's images.
             yield images.to(self._device, self._dtype, memory_format=layout, copy=True)
-        if empty:
+        if not largest:
             raise InputError("calibration gave no batch when it was read again: give a list of batches or a DataLoader")
 
 
