@@ -19,16 +19,28 @@ _DIGITS = 16  # of a digest, in the names of files that carry theirs
 _computing_anew = False
 
 
-def kept(folder: Path, stem: str, suffix: str, make: Callable, write: Callable[[Path, object], None], read: Callable):
+def kept(
+    folder: Path,
+    stem: str,
+    suffix: str,
+    make: Callable,
+    write: Callable[[Path, object], None],
+    read: Callable,
+    whole: Callable[[object], bool] = lambda _: True,
+):
     """What `make` gives, read from `folder` where an earlier process has left it there intact, else left there for the
-    next; a process that comes meanwhile waits. One line of warning in all says where nothing could be kept."""
+    next if it is `whole`; a process that comes meanwhile waits. One line of warning in all says where nothing could be
+    kept."""
     if _computing_anew:
         return make()
     with _alone(folder / f".{stem}.lock"):
         if path := stored_file(folder, stem, suffix):
             mark_used(path)
-            return read(path)
+            with suppress(FileNotFoundError):  # another process has trimmed the cache
+                return read(path)
         value = make()
+        if not whole(value):
+            return value
         try:
             store_file(folder, stem, suffix, lambda temporary: write(temporary, value))
         except OSError as error:

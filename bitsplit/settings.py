@@ -1,5 +1,6 @@
 """What a quantization run is asked to do: frozen dataclasses whose fields are the YAML keys of `conf/config.yaml`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
@@ -30,6 +31,12 @@ def _check_positive(settings: object, *skip: str) -> None:
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise InputError(f"{entry.name} must be a positive integer, got {value!r}")
         object.__setattr__(settings, entry.name, int(value))
+
+
+def _check_size(name: str, gigabytes: object) -> None:
+    number = isinstance(gigabytes, (int, float)) and not isinstance(gigabytes, bool)
+    if not number or not 0 < gigabytes < math.inf:  # JSON has no infinity
+        raise InputError(f"{name} must be a positive number, and no infinite one; got {gigabytes!r}")
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,7 @@ lockstep_patches=24000, memory_gb=8)
 
     def __post_init__(self) -> None:
         _check_positive(self, "memory_gb")
-        if isinstance(self.memory_gb, bool) or not isinstance(self.memory_gb, (int, float)) or not self.memory_gb > 0:
-            raise InputError(f"memory_gb must be a positive number, got {self.memory_gb!r}")
+        _check_size("memory_gb", self.memory_gb)
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,7 @@ class Cache:
     max_gb: float = 50  # of all that is kept; what was used last stays
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_gb, bool) or not isinstance(self.max_gb, (int, float)) or not self.max_gb > 0:
-            raise InputError(f"max_gb must be a positive number, got {self.max_gb!r}")
+        _check_size("max_gb", self.max_gb)
 
 
 @dataclass(frozen=True)

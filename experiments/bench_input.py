@@ -6,6 +6,7 @@ Expected: half a minute; writes results/bench/input.md and .csv
 """
 
 import importlib.util
+import sys
 import tempfile
 from collections import deque
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pandas
 from measure import publish, seconds_once
 from PIL import Image
-from script import parser_of
+from script import in_one_line, parser_of
 
 from bitsplit.data.coco import GlyphsCoco
 from bitsplit.data.glyphs import load_glyphs
@@ -74,6 +75,7 @@ def _row(what: str, images: int, alone: float, together: float) -> dict:
     }
 
 
+@in_one_line
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--root", type=user_path, help="folder of image files to decode")
@@ -89,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

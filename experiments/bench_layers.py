@@ -5,6 +5,7 @@ Data:     glyphs for its four networks; with --root, ImageNet images (prescaled 
 Expected: 10 minutes on 2 cores; writes results/bench/layers.md and .csv
 """
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ import torch
 from hydra import compose
 from measure import publish
 from published import published_gptq_objective
-from script import configurations, parser_of
+from script import configurations, in_one_line, parser_of
 from torch import Tensor
 from tqdm import tqdm
 
@@ -82,6 +83,7 @@ def summary(layers: pandas.DataFrame) -> dict:
     }
 
 
+@in_one_line
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--root", help="folder of ImageNet images: adds EfficientNet-Lite0")
@@ -102,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,13 +8,14 @@ Expected: 8 minutes for resnet18 on 2 cores; writes results/bench/quantize_640.m
 
 import itertools
 import multiprocessing
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import pandas
 import torch
 from measure import forward, keep, seconds_of, seconds_once
-from script import parser_of
+from script import in_one_line, parser_of
 from torch import nn
 from tqdm import tqdm
 
@@ -68,6 +69,7 @@ def measure_quantize(name: str, method: str, where: str, images: int) -> dict:
     }
 
 
+@in_one_line
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("networks", nargs="*", default=["resnet18"], help="torchvision's names (default: resnet18)")
@@ -91,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,11 +5,13 @@ Data:     none; random correlated patches behind a ReLU, 12,000 a layer
 Expected: 15 minutes on 2 cores; writes results/bench/solver.md and .csv
 """
 
+import sys
+
 import pandas
 import torch
 from measure import publish, seconds_of
 from published import published_gptq, published_gptq_objective, published_seconds
-from script import parser_of
+from script import in_one_line, parser_of
 from torch import Tensor
 from tqdm import tqdm
 
@@ -55,6 +57,7 @@ def measure_layer(rows: int, inputs: int, bits: int, algorithms: list[str]) -> d
     return row | {f"error of {name} / planes": (error / reference).item() for name, error in errors.items()}
 
 
+@in_one_line
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--bits", type=int, default=4, help="bit-width of the weights (default: 4)")
@@ -66,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

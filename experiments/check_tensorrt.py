@@ -20,7 +20,7 @@ import numpy as np
 import pandas
 import scipy.stats
 import torch
-from script import parser_of
+from script import in_one_line, parser_of
 
 from bitsplit.methods.tensorrt import least_divergent
 
@@ -81,6 +81,7 @@ def row_of(name: str, values: np.ndarray, levels: int) -> dict:
     return {"values": name, "levels": levels, "ours": ours, **traced, "modelopt": theirs}
 
 
+@in_one_line
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--values", type=int, default=100_000, help="of each distribution (default: 100000)")
@@ -100,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import torch
-from script import parser_of, use_one_thread
+from script import in_one_line, parser_of, use_one_thread
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
@@ -94,6 +94,7 @@ def agreement(one: Tensor, other: Tensor) -> str:
     return f"{100 * (one.argmax(1) == other.argmax(1)).double().mean().item():.2f}%"
 
 
+@in_one_line
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument(
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,7 +17,7 @@ import pandas
 import torch
 from deploy_files import milliseconds, session_of, write_float
 from hydra import compose
-from script import ROOT, configurations, in_one_line, parser_of, positive, use_one_thread
+from script import ROOT, check_place, configurations, in_one_line, parser_of, positive, use_one_thread
 from torch import Tensor, nn
 
 import bitsplit
@@ -29,6 +29,7 @@ from bitsplit.report.titles import MODEL_TITLES, PAPER_CLASSIFIERS, in_order, mo
 from bitsplit.runs.arguments import readable_arguments
 from bitsplit.runs.experiment import Run
 
+IMAGES = 10_000  # of the committed cells
 BITS = ("W8A8", "W4A8", "W4A4", "W3A3")
 NOTES = (
     "simulated: the network in torch that `bitsplit.quantize` returns; loaded: from the packed file into the "
@@ -150,11 +151,14 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--networks", nargs="+", default=PAPER_CLASSIFIERS, help="default: the paper's four")
     parser.add_argument("--bits", nargs="+", choices=BITS, default=BITS, help="default: all four")
-    parser.add_argument("--images", type=positive, default=10_000, help="glyphs to validate on (default: 10000)")
+    parser.add_argument("--images", type=positive, default=IMAGES, help=f"glyphs to validate on (default: {IMAGES})")
     parser.add_argument("--root", type=user_path, help="folder of ImageNet, instead of glyphs: all its images")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further keys of run.py")
     parser.add_argument("--results", type=user_path, default=ROOT / "results", help="folder of the results")
     arguments = parser.parse_args()
+    check_place(
+        arguments.results, [*arguments.set, *([f"--images={arguments.images}"] if arguments.images != IMAGES else [])]
+    )
     use_one_thread()
     text = ""
     with configurations(), tempfile.TemporaryDirectory() as scratch:

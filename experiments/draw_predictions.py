@@ -6,12 +6,13 @@ Expected: a sheet of four scenes and both networks after 5 minutes, on one core
 Writes:   results/glyphs_coco/predictions.png
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from script import ROOT, parser_of, use_one_thread
+from script import ROOT, in_one_line, parser_of, use_one_thread
 
 import bitsplit
 from bitsplit.data.coco import GlyphsCoco
@@ -24,6 +25,7 @@ from bitsplit.tasks.detection import Detection
 LEAST_SCORE = 0.5  # detections below it are not drawn
 
 
+@in_one_line
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--scenes", type=int, nargs="+", default=[1, 3, 4, 5], help="which scenes (default: 1 3 4 5)")
@@ -54,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,10 +7,11 @@ Writes:   results/glyphs_coco/layers/one_layer_at_a_time.csv, .md and .tex
 """
 
 import copy
+import sys
 
 import pandas
 import torch
-from script import ROOT, parser_of, use_one_thread
+from script import ROOT, in_one_line, parser_of, use_one_thread
 
 import bitsplit
 from bitsplit.data.coco import GlyphsCoco
@@ -43,6 +44,7 @@ def alone(task: Detection) -> list[dict]:
     return rows
 
 
+@in_one_line
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--networks", nargs="+", choices=PAPER_DETECTORS, default=PAPER_DETECTORS, help="default: both")
@@ -66,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -71,7 +71,26 @@ def test_what_cannot_be_removed_ends_no_run(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("0a-*"))) == 1
 
 
-@pytest.mark.parametrize("bound", [0, -1, float("nan"), True, "all"])
+def test_what_is_not_whole_is_made_again(tmp_path):
+    made = iter("12")
+    for expected in "12":
+        assert kept(tmp_path, "0a", ".txt", lambda: next(made), None, None, lambda _: False) == expected
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_another_process_trims_meanwhile_is_made_again(tmp_path):
+    def write(path, text):
+        path.write_text(text)
+
+    def gone(path):
+        path.unlink()
+        return path.read_text()
+
+    assert kept(tmp_path, "0a", ".txt", lambda: "1", write, gone) == "1"
+    assert kept(tmp_path, "0a", ".txt", lambda: "2", write, gone) == "2"
+
+
+@pytest.mark.parametrize("bound", [0, -1, float("nan"), float("inf"), True, "all"])
 def test_a_bound_is_a_positive_number(bound):
     with pytest.raises(InputError, match="max_gb must be a positive number"):
         Cache(max_gb=bound)

@@ -45,7 +45,8 @@ class BitSplitPlus(BitSplitECAQ):
     def __post_init__(self) -> None:
         for name, most in (("compensation", 1.0), ("damping", math.inf)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or not 0 <= value <= most:
                 raise InputError(f"{name} must be a number from 0 to {most}; got {value!r}")
 
     def solve_weights(self, stats: LayerStats, weight: Tensor, bits: int) -> Codes:

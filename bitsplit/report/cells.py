@@ -83,11 +83,14 @@ def _means(runs: list[dict], floating_point: str) -> pandas.DataFrame:
 def _lost(reference: dict, quantized: dict) -> np.ndarray | None:
     """By image (images,): 1 where only the first of two networks is right, −1 where only the second is."""
     first, second = answers_of(reference), answers_of(quantized)
-    return None if first is None or second is None else first.astype(float) - second
+    if first is None or second is None or len(first) != len(second):  # one has skipped images
+        return None
+    return first.astype(float) - second
 
 
 def _drop_interval(lost: pandas.Series) -> float:
-    return np.nan if lost.isna().any() else paired_interval(np.mean(lost.tolist(), axis=0))
+    alike = not lost.isna().any() and len(set(map(len, lost))) == 1
+    return paired_interval(np.mean(lost.tolist(), axis=0)) if alike else np.nan
 
 
 def _accuracy(metrics: dict) -> dict:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas
 
+from bitsplit.errors import InputError
 from bitsplit.report import record
 from bitsplit.report.titles import (
     DEPTHWISE_CLASSIFIERS,
@@ -48,15 +49,30 @@ class Records:
 
 def read_records(results: Path, name: str) -> Records:
     """The whole records of results/<name>; a broken one counts as absent. A folder that is not there has none.
+    InputError where those of one network are of different weights or images, which no table could show as one.
 
     >>> read_records(Path("results"), "no_such_data").runs
     []
     """
-    runs = [record.read(path) for path in sorted((results / name / "runs").glob("*.json"))]
+    runs = list(filter(None, (record.read(path) for path in sorted((results / name / "runs").glob("*.json")))))
+    _check_alike(results / name / "runs", runs)
     readers = {FULL_IMAGENET: imagenet_paper, FULL_COCO: coco_paper}
     published = name in readers and (results / "paper").is_dir()  # not in results of somebody's own
     paper = readers[name](results / "paper") if published else None
-    return Records(name, _sorted([run for run in runs if run]), paper)
+    return Records(name, _sorted(runs), paper)
+
+
+def _check_alike(folder: Path, runs: list[dict]) -> None:
+    first: dict[str, tuple] = {}
+    for run in runs:
+        data = {key: value for key, value in run["config"]["data"].items() if key != "files"}
+        facts = run["weights"]["sha256"], run["data"]["title"], data
+        if first.setdefault(run["model"], facts) != facts:
+            what = "weights" if first[run["model"]][0] != facts[0] else "images or preprocessing"
+            raise InputError(
+                f"{folder} has records of {run['model']} with different {what}: keep them in folders of their own "
+                "(results=FOLDER)"
+            )
 
 
 def standard(runs: list[dict]) -> list[dict]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from bitsplit import ptq
+from bitsplit.data.making import images_made_by
 from bitsplit.files import cache_root, facts_digest, files_digest, sources_digest, write_text
 from bitsplit.kept import kept
 from bitsplit.layers.batch_norm import FloatNorms
@@ -31,8 +32,8 @@ def _sources(*rooms: str) -> str:
     return sources_digest(path for room in rooms for path in (_PACKAGE / room).glob("*.py"))
 
 
-_METRICS_CODE = _sources("data", "layers", "networks", "statistics", "tasks")
-_WEIGHTS_CODE = _sources("data", "methods", "networks", "solver", "statistics", ".")
+_METRICS_CODE = _sources("layers", "networks", "statistics", "tasks")
+_WEIGHTS_CODE = _sources("methods", "networks", "solver", "statistics", ".")
 
 
 class Bench:
@@ -50,6 +51,7 @@ class Bench:
             "network": self.task.network.identity,
             "data": dataclasses.asdict(data) | {"title": self.task.title, "root": root and str(Path(root).resolve())},
             "calibration": dataclasses.asdict(settings.calibration) | {"batches": batches, "seed": settings.seed},
+            "images": images_made_by(),
             "arithmetic": [torch.device(device).type, torch.get_num_threads(), torch.__version__],
         }
         self._reads: dict[str, LayerReads] | None = None
@@ -125,7 +127,7 @@ class Bench:
     def _kept_metrics(self, what: object, evaluate: Callable[[], dict]) -> dict:
         """Of one network, for all processes that compare with it."""
         stem = self._stem(what=what, code=_METRICS_CODE)
-        return kept(cache_root() / "metrics", stem, ".json", evaluate, _write_metrics, _read_metrics)
+        return kept(cache_root() / "metrics", stem, ".json", evaluate, _write_metrics, _read_metrics, _of_all_images)
 
 
 def _write_metrics(path: Path, metrics: dict) -> None:
@@ -134,6 +136,11 @@ def _write_metrics(path: Path, metrics: dict) -> None:
 
 def _read_metrics(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _of_all_images(metrics: dict) -> bool:
+    """An image that could not be read may be readable next time."""
+    return not metrics.get("skipped")
 
 
 _benches: dict[str, Bench] = {}  # the last one alone: a network and its statistics are large

@@ -148,9 +148,10 @@ def run(config: DictConfig) -> tuple[dict, Path, bool]:
     new = _record(this, metrics, quantized, seconds)
     try:
         record.write(this.path, new)
-    except OSError as error:  # a full disk, say: no finished number is lost
+    except (OSError, ValueError) as error:  # a full disk, say: no finished number is lost
         print(run_table(new))
-        raise InputError(f"{this.path} could not be written ({error.strerror}); its numbers are those above") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{this.path} could not be written ({reason}); its numbers are those above") from error
     for key, path in products.items():
         PRODUCTS[key](Finished(quantized, bench, new), path)
     trim((cache_root() / name for name in KEPT), cache.max_gb * 2**30)
@@ -232,6 +233,8 @@ def settings_of(config: DictConfig) -> Settings:
     groups = {name: plain_values(config, name) for name in ("bits", "calibration", "batch_norm")}
     for (name, values), make in zip(groups.items(), (Bits, Calibration, BatchNorm), strict=True):
         check_values(make, name, values)
+    if given := groups["bits"].keys() & {"wbits", "abits"}:
+        raise InputError(f"bits.{min(given)} is a key of its own: {min(given)}=4, say")
     if config.layer_bits is not None and not OmegaConf.is_dict(config.layer_bits):
         raise InputError(f"layer_bits must map patterns to bits, as in {{fc:[8,8]}}; got {config.layer_bits!r}")
     return Settings(

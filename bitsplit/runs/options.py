@@ -36,6 +36,8 @@ def object_values(config: DictConfig, group: str, package: str) -> dict:
         make = get_object(target)
     except Exception as error:  # whatever an import may raise
         raise InputError(f"{group}._target_={_shown(target)} cannot be loaded: {one_line(error)}") from error
+    if not inspect.isroutine(make) and not inspect.isclass(make):
+        raise InputError(f"{group}._target_={_shown(target)} is nothing that can be called")
     check_values(make, group, {key: value for key, value in values.items() if key != "_target_"})
     return values
 
@@ -62,6 +64,8 @@ def check_values(make: Callable, group: str, values: Mapping) -> None:
             raise InputError(f"{group}.{key} must be {words}; got {_shown(value)}")
         if int in kinds and isinstance(value, int) and not isinstance(value, bool) and not 1 <= value < 2**31:
             raise InputError(f"{group}.{key} must be at least 1 and below 2^31; got {_shown(value)}")
+        if value == "":  # of a variable that is not set, say
+            raise InputError(f"{group}.{key} is empty; leave it out, or give it a value")
         if isinstance(value, str) and len(value) > _LONGEST_TEXT:
             raise InputError(f"{group}.{key} is longer than {_LONGEST_TEXT} characters")
 

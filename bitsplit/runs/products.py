@@ -45,6 +45,9 @@ def wanted_products(config: DictConfig) -> dict[str, Path]:
             raise InputError(f"{key} and {twice[0]} are both to be {path}; give each a file of its own")
         if path.is_dir():
             raise InputError(f"{key}={path} is a folder; give the name of a file in it")
+        for given in ("weights", "config"):
+            if isinstance(file := config.model.get(given), str) and user_path(file).resolve() == path.resolve():
+                raise InputError(f"{key}={path} would overwrite model.{given}; give another file")
         check_writable(path.parent, f"give another place with {key}=FILE")
     if "onnx" in wanted:
         with onnx_packages():  # before the hours of a run

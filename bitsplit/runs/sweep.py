@@ -194,6 +194,8 @@ def _cells_to_run(config: DictConfig) -> tuple[list[list[str]], Path]:
     check_writable(results, "give another folder with results=FOLDER")
     check_writable(Path(config.hydra.sweep.dir), "give another folder with hydra.sweep.dir=FOLDER")
     cells = expand(config)
+    if len({part for cell in cells for part in cell if part.startswith("experiment=")}) > 1:
+        raise InputError("experiment names one sweep, and cannot be swept itself; start one after the other")
     if config.force != 1 and not any(missing(config)):
         print(f"all {len(cells)} cells have a record; force=true runs them again")
         sys.exit(0)

@@ -9,12 +9,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from bitsplit.data.making import images_made_by
 from bitsplit.files import cache_root, facts_digest, files_digest, sources_digest
 from bitsplit.kept import kept
 from bitsplit.networks.network import Network
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_CODE = sources_digest(path for room in ("data", "networks", "tasks") for path in (_PACKAGE / room).glob("*.py"))
+_CODE = sources_digest(path for room in ("networks", "tasks") for path in (_PACKAGE / room).glob("*.py"))
 
 Predictions = tuple[Tensor, Tensor, int]  # logits (images, classes), labels (images,) and images that were skipped
 
@@ -27,10 +28,12 @@ def kept_predictions(
         "network": network.identity,
         "data": dataclasses.asdict(data) | {"title": data.title, "root": str(getattr(data, "root", None))},
         "files": files_digest(files, Path(data.root), times=True) if files else None,
+        "images": images_made_by(),
         "arithmetic": [str(device), torch.get_num_threads(), torch.__version__],
         "code": _CODE,
     }
-    return kept(cache_root() / "predictions", facts_digest(facts)[:16], ".safetensors", predict, _write, _read)
+    stem = facts_digest(facts)[:16]
+    return kept(cache_root() / "predictions", stem, ".safetensors", predict, _write, _read, lambda made: not made[2])
 
 
 def _write(path: Path, predictions: Predictions) -> None:

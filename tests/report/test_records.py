@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT, SHARED
 from records import PLACE, RECORD_FILES, make_run, write_runs
 
+from bitsplit.errors import InputError
 from bitsplit.networks.classifiers import PAPER_NETWORKS
 from bitsplit.networks.detectors import ZOO
 from bitsplit.report import record, titles
@@ -42,6 +43,23 @@ def test_the_papers_networks_and_methods_are_those_of_its_table():
     assert set(detection["model"]) == set(titles.PAPER_DETECTORS) == set(ZOO)
     assert titles.PAPER_CLASSIFIERS == PAPER_NETWORKS
     assert set(detection["method"]) <= {"fp32", *titles.PAPER_PAIR}
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "what"),
+    [
+        ("weights", "sha256", "0" * 64, "weights"),
+        ("data", "title", "ImageNet validation, 499 images", "images or preprocessing"),
+    ],
+)
+def test_records_of_one_network_are_of_the_same_weights_and_images(tmp_path, group, key, value, what):
+    runs = [make_run(wbits=wbits) for wbits in (3, 4)]
+    write_runs(tmp_path, *runs)
+    assert len(read_records(tmp_path, "glyphs").runs) == 2
+    runs[1][group][key] = value
+    write_runs(tmp_path, *runs)
+    with pytest.raises(InputError, match=f"has records of resnet18 with different {what}"):
+        read_records(tmp_path, "glyphs")
 
 
 def test_only_the_folder_of_all_of_imagenet_reads_the_papers_numbers(tmp_path):

@@ -59,6 +59,28 @@ def test_processes_evaluate_the_float_network_and_solve_weights_once_in_all(tmp_
     assert shared[0][:2] == shared[1][:2] == shared[2][:2]
 
 
+def test_what_is_kept_is_named_after_all_that_it_depends_on(tmp_path, monkeypatch):
+    """Else one run would take another's Gram matrices or integers for its own."""
+    (tmp_path / glyphs_folder().name).symlink_to(glyphs_folder())
+    monkeypatch.setenv("BITSPLIT_CACHE", str(tmp_path))
+
+    def new_files(*arguments):
+        before = set(tmp_path.glob("*/*-*.safetensors"))
+        run = Run.of(composed("data=glyphs", "data.validation_images=20", *SMALL, "method=bitsplit", *arguments))
+        run.bench.known(run.method, run.settings)
+        return sorted(path.parent.name for path in set(tmp_path.glob("*/*-*.safetensors")) - before)
+
+    assert new_files("wbits=4") == ["statistics", "weights"]
+    assert new_files("wbits=4", "abits=8") == []
+    assert new_files("wbits=4", "seed=1") == ["statistics", "weights"]
+    assert new_files("wbits=4", "calibration.patches=100") == ["statistics", "weights"]
+    for arguments in (["wbits=5"], ["wbits=4", "layer_bits={fc:[6,6]}"], ["wbits=4", "method.rounds=1"]):
+        assert new_files(*arguments) == ["weights"]
+    monkeypatch.setattr("bitsplit.runs.bench.images_made_by", lambda: ["another version"])
+    monkeypatch.setattr("bitsplit.runs.bench._benches", {})
+    assert new_files("wbits=4") == ["statistics", "weights"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "batches"),
     [

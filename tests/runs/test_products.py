@@ -48,6 +48,7 @@ def test_the_network_of_a_run_is_saved_and_evaluates_to_the_same_numbers(command
         (["save=/proc/nowhere/network"], "give another place with save=FILE"),
         (["save=README.md/network"], "give another place with save=FILE"),
         (["html=tests"], "html=tests is a folder"),
+        (["save=./mine", "model.weights=mine"], "save=mine would overwrite model.weights"),
         (["save=3"], "save must be the name of a file"),
         (["evaluate=nowhere.safetensors"], "nowhere.safetensors cannot be read"),
         (["evaluate=README.md"], "README.md is no file of a quantized network"),
