@@ -2,7 +2,7 @@
 
 import pandas
 
-from bitsplit.report.paired import answers_of, paired_difference, verdict
+from bitsplit.report.paired import answers_of, paired_difference
 from bitsplit.report.render import Table
 from bitsplit.report.texts import bits_text, number_text, signed
 from bitsplit.report.titles import METHOD_TITLES, MODEL_TITLES, model_title
@@ -33,10 +33,11 @@ def rival_cells(records: list[dict]) -> pandas.DataFrame:
         if "metrics" in record and base is not None and base["metrics"]["images"] == row["images"]:
             difference = paired_difference(answers_of(base["metrics"]), answers_of(record["metrics"]))
             row["ours_minus_theirs"], row["interval"] = difference.points, difference.interval
+            row["verdict"] = difference.verdict
             row["seconds_of_ours"] = record["thread_seconds"] / base["thread_seconds"]
         rows.append(row)
     numbers = ("top1", "agreement", "logits_snr_db", "images", "thread_seconds", "ours_minus_theirs", "interval")
-    columns = [*rows[0], *(name for name in (*numbers, "seconds_of_ours") if name not in rows[0])]
+    columns = [*rows[0], *(name for name in (*numbers, "verdict", "seconds_of_ours") if name not in rows[0])]
     return pandas.DataFrame(rows).reindex(columns=columns).round(4)
 
 
@@ -64,7 +65,8 @@ def rivals_table(records: list[dict]) -> Table:
         "batch-norm: as trained; re-estimated in the quantized network; or in the floating-point network, which is "
         "then quantized",
         "plus minus this: top-1 of Bit-split-plus (batch-norm as trained) minus that of the row, on the same images, "
-        "with the 95% interval of the paired difference (Wald); above, level or below is where ours stands by it",
+        "with the 95% interval of the paired difference (Wald); above, level or below is where ours stands by it and by "
+        "McNemar's exact test",
         "thread s: seconds of one processor core for the whole quantization, calibration included, evaluation not",
         "steps a layer: AdaRound 1,000, a fifteenth of aimet's default; learned rounding brevitas' 1,000, of 32 images",
     )
@@ -98,4 +100,4 @@ def _verdict(cell: pandas.Series) -> str:
         return cell["reason"]
     if pandas.isna(cell["ours_minus_theirs"]) or _is_ours(cell):
         return "–"
-    return verdict(cell["ours_minus_theirs"], cell["interval"])
+    return cell["verdict"]
