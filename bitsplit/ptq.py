@@ -88,10 +88,11 @@ def quantize(
     re-estimation). known: what an earlier call has computed.
 
     Returns a module in eval mode. Its `report` is a pandas.DataFrame, one row a layer: name, shape, wbits, abits,
-    signed (input range), relative_error (‖y − ŷ‖²/‖y‖² of the output through the weights), input_error
-    (‖x − x̂‖²/‖x‖²) and a note on every weight left in floating point. `seconds` has the time of each phase,
-    `configuration` the method and the settings with all that was "auto" decided; `summary()` says it in a line, and
-    `to_html(path, metrics=None)` writes a page about the network.
+    signed (input range), relative_error (‖y − ŷ‖²/‖y‖² of the output through the weights, on what the layer reads in
+    calibration; in the sequential order what they make up for is a change too), input_error (‖x − x̂‖²/‖x‖²) and a note
+    on every weight left in floating point. `seconds` has the time of each phase, `configuration` the method and the
+    settings with all that was "auto" decided; `summary()` says it in a line, and `to_html(path, metrics=None)` writes a
+    page about the network.
 
     Raises InputError (a ValueError) for a bit-width or method there is not, a pattern that fits no layer, empty
     calibration, or NaN in the network.
@@ -165,8 +166,7 @@ def _in_sequence(
     with timed(seconds, "batch_norm"):
         refit(network, plan, batches, norms)
     network.lockstep_images = result.images
-    errors = weight_errors(network, plan, result.statistics)
-    return layer_report(network, plan, result.statistics, result.inputs, errors), seconds
+    return layer_report(network, plan, result.statistics, result.inputs, result.errors), seconds
 
 
 @freed_memory_kept()

@@ -65,8 +65,8 @@ def rivals_table(records: list[dict]) -> Table:
         "batch-norm: as trained; re-estimated in the quantized network; or in the floating-point network, which is "
         "then quantized",
         "plus minus this: top-1 of Bit-split-plus (batch-norm as trained) minus that of the row, on the same images, "
-        "with the 95% interval of the paired difference (Wald); above, level or below is where ours stands by it and by "
-        "McNemar's exact test",
+        "with the 95% interval of the paired difference (Wald); above, level or below is where ours stands by it and "
+        "by McNemar's exact test",
         "thread s: seconds of one processor core for the whole quantization, calibration included, evaluation not",
         "steps a layer: AdaRound 1,000, a fifteenth of aimet's default; learned rounding brevitas' 1,000, of 32 images",
     )

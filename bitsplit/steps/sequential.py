@@ -35,10 +35,12 @@ _LEAST_GAIN = 1e-3  # of batch-norm, as a part of its greatest: through less, no
 
 @dataclass(frozen=True)
 class SequentialResult:
-    """What the pass has found out for the report, and how many images were in lock-step."""
+    """What the pass has found out for the report, the errors of the integer weights by layer among it, and how many
+    images were in lock-step."""
 
     statistics: Statistics
     inputs: list[QuantizedInput]
+    errors: dict[str, float]
     images: int
 
 
@@ -82,6 +84,7 @@ class _LockstepWork:
         self._moments: dict[str, PairedMoments] = {}
         self._quantizers: dict[tuple, tuple[InputQuantizer, InputSamples]] = {}
         self._codes: dict[str, Codes] = {}
+        self._errors: dict[str, float] = {}
         self._records: dict[str, LayerRecord] = {}
         self._lows: dict[str, float] = {}
 
@@ -209,18 +212,20 @@ class _LockstepWork:
         one_mean = not (normalised and (calls > 1 or reads.shared_norm)) and not isinstance(layer, nn.ConvTranspose2d)
         centred = one_mean and (normalised or name in self._biased)
         stats = moments.stats(centred)
-        self._records[name] = LayerRecord(stats, self._lows[name] < 0, calls)
+        self._records[name] = LayerRecord(None, self._lows[name] < 0, calls)
         planned, (quantizer, _) = plan.layers[name], self._quantizers.get(self._key(name, 0), (None, None))
         if planned.wbits == FLOAT_BITS and not quantizer:
             return
         weight = grouped_weight(self._originals[name])
         if quantizer and quantizer.folded:
             weight = weight * by_column(quantizer.scale / quantizer.step, weight)
+        original, gram = weight, stats.gram
         if planned.wbits != FLOAT_BITS:
             if planned.role == "last" and isinstance(layer, nn.Linear) and plan.method.classifier_in_weight_space:
                 stats = LayerStats.weight_space(weight)
             codes = self._codes[name] = plan.method.solve_weights(stats, weight, planned.wbits)
             weight = codes.dequantized(weight.dtype)
+            self._errors[name] = _relative_error(weight, original, gram)
         layer.weight.copy_(ungrouped(weight, layer))
         if centred and not normalised:
             layer.bias.add_(moments.mean_error(weight))
@@ -244,7 +249,7 @@ class _LockstepWork:
                 put_input_quantizers(self._network, self._network.get_submodule(name).layer.weight, shared.quantizers)
         records = {name: self._records[name] for name in self._plan.reads if name in self._records}
         statistics = Statistics(records, skipped | unused_weights(self._reference, records, skipped), 0.0)
-        return SequentialResult(statistics, inputs, sum(self._pieces))
+        return SequentialResult(statistics, inputs, self._errors, sum(self._pieces))
 
     def _inputs(self) -> list[QuantizedInput]:
         """The quantizers by the layers that share them."""
@@ -267,6 +272,12 @@ def _with_own_bias(network: nn.Module) -> set[str]:
         for name, layer in weighted_layers(network).items()
         if layer._parameters.get("bias") is not None and owners[id(layer.bias)] == owners[id(layer.weight)] == 1
     }
+
+
+def _relative_error(weight: Tensor, original: Tensor, gram: Tensor) -> float:
+    """‖(ŵ − w)X̂‖² / ‖wX̂‖² of a layer by its weights (G, M, N) and its Gram matrix; 0 for one without any output."""
+    changed, energy = (((rows @ gram) * rows).sum() for rows in (weight - original, original))
+    return (changed / energy).clamp_min(0).item() if energy > 0 else 0.0
 
 
 def _overall_mean(parts: list[tuple[Tensor, int]]) -> Tensor:
