@@ -18,6 +18,7 @@ from pathlib import Path
 from bitsplit.errors import InputError
 
 TEMPORARY = ".tmp"
+_LONGEST = 150  # bytes of a file's name in that of a temporary one
 
 
 def cache_root() -> Path:
@@ -113,7 +114,8 @@ def temporary_file(folder: Path, name: str) -> Iterator[Path]:
     after SIGKILL only until the next one is made there."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_abandoned(folder)
-    path = folder / (own_name(f".{name}") + TEMPORARY)
+    # A name may be as long as a system allows, and has marks beside it here.
+    path = folder / (own_name("." + name.encode()[:_LONGEST].decode(errors="ignore")) + TEMPORARY)
     try:
         path.touch(exist_ok=False)
         yield path
@@ -124,10 +126,12 @@ def temporary_file(folder: Path, name: str) -> Iterator[Path]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, put in its place at the end of the body; nothing is left if the body raises. A
-    symbolic link stays one, to what is written."""
+    symbolic link stays one, to what is written; what was there leaves its permissions."""
     path = path.resolve()
     with temporary_file(path.parent, path.stem) as temporary:
         yield temporary
+        if path.exists():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
 
 
@@ -152,6 +156,8 @@ def output_file(given: str | os.PathLike) -> Path:
     path = user_path(os.fspath(given))
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the name of a file in it")
+    if path.exists() and not path.is_file():  # a device, say, which a file would take the place of
+        raise InputError(f"{path} is no ordinary file; give the name of one")
     check_writable(path.parent, "give another path")
     return path
 

@@ -10,6 +10,7 @@ from bitsplit.layout import WEIGHTED
 
 # What decides on a module's arithmetic and shows in no shape.
 _GEOMETRY = ("kernel_size", "stride", "padding", "output_padding", "dilation", "groups", "padding_mode", "eps")
+_GEOMETRY += ("num_groups", "num_heads", "batch_first")
 
 
 def float_modules(network: nn.Module) -> dict[str, nn.Module]:
@@ -43,6 +44,11 @@ def float_state(network: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
             yield name_prefix(name), key, tensor
 
 
+def unwrapped(qmodel: nn.Module) -> nn.Module:
+    """The network in what `torch.compile` has made of it."""
+    return getattr(qmodel, "_orig_mod", qmodel)
+
+
 def name_prefix(name: str) -> str:
     """What the names in a module of this name begin with."""
     return f"{name}." if name else ""
@@ -56,13 +62,20 @@ def architecture_digest(network: nn.Module) -> str:
         if name != first:
             lines.append(f"{name} is {first}")
             continue
-        lines += [f"{name}.{key}: {vars(module)[key]}" for key in _GEOMETRY if key in vars(module)]
+        # A module of the user's may call a function so, which has no value that another process could compare.
+        lines += [f"{name}.{key}: {vars(module)[key]}" for key in _GEOMETRY if _is_plain_value(vars(module).get(key))]
         tensors = float_tensors(module)
         if isinstance(module, WEIGHTED) and "weight" in module._parameters | module._buffers:
             tensors["weight"] = module.weight
             lines.append(f"{name} has the weight of {weights.setdefault(id(module.weight), name)}")
         lines += [f"{name}.{key}: {tensor.dtype} {tuple(tensor.shape)}" for key, tensor in tensors.items()]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _is_plain_value(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain_value, value))
+    return isinstance(value, (int, float, str))
 
 
 def _walk(name: str, module: nn.Module, seen: dict[int, str]) -> Iterator[tuple[str, nn.Module, str]]:

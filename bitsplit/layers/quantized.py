@@ -1,5 +1,7 @@
 """Layers with integer weights or quantized inputs, put in place in any network."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +52,15 @@ class QuantizedLayer(nn.Module):
         with torch.no_grad():
             self.layer.weight.copy_(ungrouped(weight, self.layer))
 
+    @property
+    def intact(self) -> bool:
+        """Whether the weight is still what its codes stand for."""
+        if self.codes is None:
+            return True
+        again = copy.deepcopy(self)
+        again._dequantize()
+        return torch.equal(again.layer.weight, self.layer.weight)
+
     def _load_from_state_dict(self, *arguments) -> None:
         super()._load_from_state_dict(*arguments)
         if self.codes is not None:  # the dequantized weight is not part of the state
@@ -61,9 +72,12 @@ class QuantizedLayer(nn.Module):
         self.layer.weight = lender.layer.weight
 
     def _apply(self, *arguments, **options) -> "QuantizedLayer":
+        before = self.layer.weight.dtype
         super()._apply(*arguments, **options)
         if self.lender is not None:  # which stands before it in the network, and has been moved
             self.layer.weight = self.lender.layer.weight
+        elif self.codes is not None and before != self.layer.weight.dtype in (torch.float32, torch.float64):
+            self._dequantize()  # of the scales as they are now, for files hold codes and scales
         return self
 
     @property

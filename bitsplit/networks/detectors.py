@@ -55,7 +55,7 @@ class DetectorModule(nn.Module):
         # As in an evaluation, so that the mask head sees detections and not the many proposals.
         return self.detector.predict(images, samples, rescale=False)
 
-    def graph(self, images: Tensor) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    def bitsplit_graph(self, images: Tensor) -> tuple[nn.Module, tuple[Tensor, ...]]:
         """The part of the detector that is a graph of tensors, for other runtimes, and its inputs for these images."""
         graph = RawDetector(self.detector)
         return graph, (images, *graph.example_regions(images))

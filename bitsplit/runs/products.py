@@ -43,8 +43,9 @@ def wanted_products(config: DictConfig) -> dict[str, Path]:
     for key, path in wanted.items():
         if twice := [other for other in wanted if other != key and wanted[other].resolve() == path.resolve()]:
             raise InputError(f"{key} and {twice[0]} are both to be {path}; give each a file of its own")
-        if path.is_dir():
-            raise InputError(f"{key}={path} is a folder; give the name of a file in it")
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "no ordinary file"
+            raise InputError(f"{key}={path} is {what}; give the name of a file")
         for given in ("weights", "config"):
             if isinstance(file := config.model.get(given), str) and user_path(file).resolve() == path.resolve():
                 raise InputError(f"{key}={path} would overwrite model.{given}; give another file")

@@ -1,5 +1,6 @@
 """ONNX files against the simulation that they were made from, in onnxruntime with its default options."""
 
+import copy
 import dataclasses
 import functools
 
@@ -196,6 +197,78 @@ def test_double_precision_is_refused_with_the_remedy(tmp_path):
     path = exported(qmodel.float(), TEST, tmp_path / "model.onnx")
     expected = outputs(qmodel)
     assert (session_outputs(path, TEST) - expected).abs().median() < 1e-6 * expected.abs().max()
+
+
+class Several(nn.Module):
+    """Outputs by name, one of them none and one a list."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make, self.first, self.second = make, nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        y = self.first(x).relu()
+        return self.make(y, self.second(y))
+
+
+def test_outputs_in_a_dict_keep_their_names(tmp_path):
+    network = Several(lambda y, z: {"aux": None, "features": [y, z], 7: z.mean((2, 3))})
+    qmodel = bitsplit.quantize(network, BATCHES, 4, 4, "tflite", settings=SMALL)
+    path = exported(qmodel, TEST, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(path)
+    assert [output.name for output in session.get_outputs()] == ["features_0", "features_1", "7"]
+    expected = qmodel(TEST)
+    for given, wanted in zip(session.run(None, {"x": TEST.numpy()}), [*expected["features"], expected[7]], strict=True):
+        np.testing.assert_allclose(given, wanted.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda y, z: {"x": z}, "the output x has the name of an input"),
+        (lambda y, z: {1: y, "1": z}, "the output 1 has the name"),
+        (lambda y, z: {"p": z, "q": z}, "two outputs are one tensor"),
+    ],
+)
+def test_names_that_a_file_cannot_have_are_refused(tmp_path, make, reason):
+    qmodel = bitsplit.quantize(Several(make), BATCHES, 4, 4, "tflite", settings=SMALL)
+    with pytest.raises(bitsplit.InputError, match=reason):
+        bitsplit.export_onnx(qmodel, tmp_path / "model.onnx", TEST)
+
+
+def test_weights_that_were_changed_are_refused(tmp_path):
+    qmodel = copy.deepcopy(quantized("one scale"))
+    with torch.no_grad():
+        qmodel.wide.layer.weight.mul_(2)
+    with pytest.raises(bitsplit.InputError, match="wide is no longer what its codes stand for"):
+        bitsplit.export_onnx(qmodel, tmp_path / "model.onnx", TEST)
+
+
+def test_a_computed_gain_of_batch_norm_is_not_folded(tmp_path):
+    class Conditional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.gain = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(3, 4)
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            mean, variance, gain = self.norm.running_mean, self.norm.running_var, self.gain(x.mean((0, 2, 3)))
+            return F.batch_norm(self.second(self.first(x).relu()), mean, variance, gain, self.norm.bias)
+
+    qmodel = bitsplit.quantize(Conditional(), BATCHES, 4, 4, "tflite", settings=SMALL)
+    path = exported(qmodel, TEST, tmp_path / "model.onnx")
+    torch.testing.assert_close(session_outputs(path, TEST), outputs(qmodel), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["compiled", "autocast", "a graph of its own"])
+def test_ways_to_come_to_the_export(tmp_path, way):
+    qmodel = copy.deepcopy(quantized("one scale"))
+    if way == "a graph of its own":
+        qmodel.graph = lambda: None
+    given = torch.compile(qmodel) if way == "compiled" else qmodel
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        path = exported(given, TEST, tmp_path / "model.onnx")
+    torch.testing.assert_close(session_outputs(path, TEST), outputs(qmodel), rtol=1e-5, atol=1e-5)
 
 
 def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):

@@ -291,13 +291,84 @@ def test_what_cannot_be_saved_is_refused(network, tmp_path):
     refused("bitsplit.quantize", network, tmp_path / "network")
     refused("bitsplit.quantize", "network", tmp_path / "network")
     (tmp_path / "folder").mkdir()
-    refused("cannot be written", quantized, tmp_path / "folder")
+    refused("folder is a folder", quantized, tmp_path / "folder")
     (tmp_path / "file").write_bytes(b"")
     refused("cannot be written", quantized, tmp_path / "file" / "network")
     with torch.no_grad():
         quantized.wide.layer.weight += 1
     refused("wide.weight is no longer what its codes stand for", quantized, tmp_path / "network")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+class Keeping(nn.Conv2d):
+    """With a state that is no tensor."""
+
+    def get_extra_state(self):
+        return 2.0
+
+    def set_extra_state(self, state):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda qmodel: qmodel.half(), "in float16: save the network before"),
+        (lambda qmodel: qmodel.get_submodule("1").layer.weight.mul_(2), "no longer what its codes stand for"),
+        (lambda qmodel: qmodel.append(Keeping(4, 4, 1)), "2 has an extra state"),
+    ],
+)
+def test_what_a_file_would_lose_is_refused(tmp_path, change, reason):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    qmodel = bitsplit.quantize(network, BATCHES, 4, 4, settings=SMALL)
+    with torch.no_grad():
+        change(qmodel)
+    with pytest.raises(bitsplit.InputError, match=reason):
+        bitsplit.save(qmodel, tmp_path / "network")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_precision_comes_back(tmp_path):
+    """Also where weights stay in floating point, and inputs have scales."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    for wbits in (4, 32):
+        qmodel = bitsplit.quantize(network, BATCHES, wbits, 4, settings=SMALL).double()
+        bitsplit.save(qmodel, tmp_path / "network")
+        loaded = bitsplit.load(tmp_path / "network", copy.deepcopy(network).double())
+        assert torch.equal(loaded(TEST.double()), qmodel(TEST.double()))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda n: nn.GroupNorm(n, 8),
+        lambda n: nn.MultiheadAttention(8, n),
+        lambda n: nn.MultiheadAttention(8, 2, batch_first=n == 2),
+    ],
+)
+def test_groups_and_heads_belong_to_the_architecture(kind):
+    assert architecture_digest(nn.Sequential(kind(2))) == architecture_digest(nn.Sequential(kind(2)))
+    assert architecture_digest(nn.Sequential(kind(2))) != architecture_digest(nn.Sequential(kind(4)))
+
+
+def test_a_function_of_the_users_own_is_no_geometry():
+    class Pads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.padding = lambda x: F.pad(x, (1, 1))
+
+    assert architecture_digest(Pads()) == architecture_digest(Pads())
+
+
+def test_what_is_there_leaves_its_permissions_and_a_device_is_refused(network, tmp_path):
+    qmodel, path = bitsplit.quantize(network, BATCHES, 4, 4, "tflite", settings=SMALL), tmp_path / ("n" * 240)
+    path.touch(0o600)
+    bitsplit.save(qmodel, path)
+    assert path.stat().st_mode & 0o777 == 0o600 and path.stat().st_size > 1000
+    os.mkfifo(tmp_path / "pipe")
+    for write in (bitsplit.save, lambda qmodel, path: qmodel.to_html(path)):
+        with pytest.raises(bitsplit.InputError, match="pipe is no ordinary file"):
+            write(qmodel, tmp_path / "pipe")
 
 
 def test_a_name_that_stands_for_two_things_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """A quantized network as an ONNX file whose weights are 4- and 8-bit integers."""
 
 import copy
+import inspect
 import io
 import logging
 import warnings
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves_with_path
 
 from bitsplit.errors import InputError, one_line
+from bitsplit.export.architecture import quantized_layers, unwrapped
 from bitsplit.export.onnx.modules import OPSET, symbolic_copy
 from bitsplit.files import output_file, whole_file
+from bitsplit.layers.precision import full_precision
 from bitsplit.layers.quantized import QuantizedLayer
 from bitsplit.progress import progress
 
@@ -26,16 +30,18 @@ _SHOWN = 200  # characters of torch's reason that a message repeats
 
 
 @torch.no_grad()
+@full_precision()
 def export_onnx(qmodel: nn.Module, path: str | Path, example: Tensor | tuple[Tensor, ...], form: str = "float") -> None:
     """Writes what `bitsplit.quantize` has returned as an ONNX file (opset 21) with integer weights.
 
     example: images (N, C, H, W), or the tuple of all that the network's forward takes; the first dimension of each is
-    the batch, which stays free in the file. Outputs in a dict keep their names. Weights of 2 to 4 bits are INT4
-    initializers, of 5 to 8 bits INT8; layers left in floating point stay so. Batch-norm behind a quantized layer is
-    folded into its scales and its bias.
+    the batch, which stays free in the file. Outputs in a dict keep their names, those in a list of it with a number
+    behind. Weights of 2 to 4 bits are INT4 initializers, of 5 to 8 bits INT8; layers left in floating point stay so.
+    Batch-norm behind a quantized layer is folded into its scales and its bias.
 
-    A network with a method `graph` is written as the module and the inputs that it returns for the images: a detector
-    as backbone, neck and heads with their raw outputs, for the choice of boxes is more than a graph of tensors.
+    A network with a method `bitsplit_graph` is written as the module and the inputs that it returns for the images: a
+    detector as backbone, neck and heads with their raw outputs, for the choice of boxes is more than a graph of
+    tensors.
 
     form: "float" dequantizes codes and runs each layer in floating point, as the simulation does. "integer" multiplies
     the codes themselves (ConvInteger, MatMulInteger) and rescales the sums, in every layer that reads codes of one
@@ -49,8 +55,9 @@ def export_onnx(qmodel: nn.Module, path: str | Path, example: Tensor | tuple[Ten
         raise InputError(f"form must be one of {', '.join(_FORMS)}; got {form!r}")
     path = output_file(path)
     inputs = _examples(example)
-    if callable(getattr(qmodel, "graph", None)):
-        qmodel, inputs = qmodel.graph(*inputs)
+    qmodel = unwrapped(qmodel)
+    if callable(getattr(qmodel, "bitsplit_graph", None)):
+        qmodel, inputs = qmodel.bitsplit_graph(*inputs)
     network, names = _traceable(qmodel, inputs)
     with onnx_packages(), progress(None, "ONNX export", total=3) as bar:
         import onnx
@@ -62,7 +69,10 @@ def export_onnx(qmodel: nn.Module, path: str | Path, example: Tensor | tuple[Ten
         bar.update()
         with whole_file(path) as temporary:
             ir.save(model, temporary)
-            onnx.checker.check_model(str(temporary), full_check=True)
+            try:
+                onnx.checker.check_model(str(temporary), full_check=True)
+            except onnx.checker.ValidationError as error:
+                raise InputError(f"ONNX's checker refuses the file: {one_line(error)[:_SHOWN]}") from error
         bar.update()
 
 
@@ -81,12 +91,28 @@ def _traceable(qmodel: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module
         raise InputError("the network has no quantized layer: give what bitsplit.quantize has returned")
     if any(layer.layer.weight.dtype != torch.float32 for layer in layers):
         raise InputError("ONNX quantizes single precision alone: export qmodel.float(), and give a float32 example")
+    if changed := [name for name, layer in quantized_layers(qmodel) if not layer.intact]:
+        raise InputError(
+            f"the weight of {changed[0]} is no longer what its codes stand for; export what quantize has returned"
+        )
     network = copy.deepcopy(qmodel).eval()
     try:
         outputs = network(*(x.to(layers[0].layer.weight.device, copy=True) for x in inputs))
     except Exception as error:  # whatever a network may raise
         raise InputError(f"the network does not run on the example: {one_line(error)[:_SHOWN]}") from error
-    return symbolic_copy(network), list(outputs) if isinstance(outputs, dict) else None
+    return symbolic_copy(network), _names(outputs, network) or None if isinstance(outputs, dict) else None
+
+
+def _names(outputs: dict, network: nn.Module) -> list[str]:
+    """Of the tensors in `outputs`, as torch.export counts them: by their keys and, in lists, their places."""
+    found = [(path, leaf) for path, leaf in tree_leaves_with_path(outputs) if isinstance(leaf, Tensor)]
+    names = ["_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path, _ in found]
+    taken = [*inspect.signature(network.forward).parameters]
+    if twice := [name for place, name in enumerate(names) if name in names[:place] or name in taken]:
+        raise InputError(f"the output {twice[0]} has the name of an input or of another output: give it one of its own")
+    if len({id(leaf) for _, leaf in found}) < len(found):
+        raise InputError("two outputs are one tensor, which ONNX gives one name: leave one of them out")
+    return names
 
 
 def _traced(network: nn.Module, inputs: tuple[Tensor, ...], names: list[str] | None) -> "ir.Model":

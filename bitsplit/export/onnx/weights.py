@@ -77,7 +77,7 @@ class WeightWriter:
         bias, last = np.zeros(weight.codes.shape[0]), node
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             bias = constant_of(node.inputs[2]).astype(np.float64)
-        if (norm := only_reader(node)) is not None and norm.op_type == "BatchNormalization":
+        if (norm := only_reader(node)) is not None and _is_constant_norm(norm):
             gamma, beta, mean, variance = (constant_of(value).astype(np.float64) for value in norm.inputs[1:])
             gains = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
             weight, bias, last = weight.times(gains), (bias - mean) * gains + beta, norm
@@ -106,6 +106,11 @@ class WeightWriter:
         offset = np.repeat(offset, len(codes) // len(offset), 0) if 1 < len(offset) < len(codes) else offset
         constant = self._initializers.put(f"{weight.name}.offset", offset.astype(np.float32))
         return insert(node, ir.node("Add", [value, constant]), *kind)
+
+
+def _is_constant_norm(node: ir.Node) -> bool:
+    """Whether it is a batch-norm of constants; a gain may be computed, of a class say."""
+    return node.op_type == "BatchNormalization" and all(constant_of(value) is not None for value in node.inputs[1:])
 
 
 def _rows_are_outputs(node: ir.Node) -> bool:

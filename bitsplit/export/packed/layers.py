@@ -5,8 +5,6 @@
 number of the call behind it where there are several.
 """
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -73,12 +71,9 @@ def layer_tensors(prefix: str, layer: QuantizedLayer) -> dict[str, Tensor]:
     InputError where its weight is no longer what its codes stand for."""
     tensors = {}
     if layer.codes is not None:
-        codes = grouped(layer.codes, layer.layer)
-        again = copy.deepcopy(layer)
-        again.put(layer.wbits, codes, layer.scale, layer.offset)
-        if not torch.equal(again.layer.weight, layer.layer.weight):
+        if not layer.intact:
             raise InputError(f"{prefix}weight is no longer what its codes stand for; save what quantize has returned")
-        rows = codes.flatten(0, 1).cpu().numpy()
+        rows = grouped(layer.codes, layer.layer).flatten(0, 1).cpu().numpy()
         widths = row_widths(rows, layer.wbits)
         tensors["weight_packed"] = torch.from_numpy(pack_rows(rows, widths))
         tensors["weight_scale"], tensors["weight_offset"] = layer.scale, layer.offset
@@ -86,7 +81,7 @@ def layer_tensors(prefix: str, layer: QuantizedLayer) -> dict[str, Tensor]:
         tensors["weight_bits"] = torch.from_numpy(widths) if (widths != layer.wbits).any() else None
     quantizers = layer.input_quantizers
     for ending, quantizer in zip(_endings(quantizers), quantizers, strict=True):
-        tensors[f"input_scale{ending}"] = quantizer.scale
+        tensors[f"input_scale{ending}"] = quantizer.scale.float()  # as it was measured
         tensors[f"input_bits{ending}"] = quantizer.bits if isinstance(quantizer.bits, Tensor) else None
     return {f"{prefix}{key}": tensor for key, tensor in tensors.items() if tensor is not None}
 

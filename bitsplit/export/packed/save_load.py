@@ -6,6 +6,7 @@ quantized.
 """
 
 import os
+import re
 from pathlib import Path
 
 import pandas
@@ -13,11 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.errors import InputError, one_line
-from bitsplit.export.architecture import architecture_digest, float_modules, float_state, name_prefix, quantized_layers
+from bitsplit.export.architecture import (
+    architecture_digest,
+    float_modules,
+    float_state,
+    name_prefix,
+    quantized_layers,
+    unwrapped,
+)
 from bitsplit.export.attached import attach_views
 from bitsplit.export.packed.layers import StoredTensors, layer_facts, layer_tensors, put_layer
 from bitsplit.export.packed.sealed import read_sealed, write_sealed
-from bitsplit.files import user_path
+from bitsplit.files import output_file, user_path
 from bitsplit.layers.checks import evaluation_copy
 from bitsplit.layers.precision import ordinary_tensors
 
@@ -29,11 +37,13 @@ def save(qmodel: nn.Module, path: str | Path) -> None:
     `seconds` and `configuration` are in the same file. Raises InputError for another network, one whose weights were
     changed afterwards, and a path that cannot be written.
     """
-    qmodel = getattr(qmodel, "_orig_mod", qmodel)  # of torch.compile
+    qmodel = unwrapped(qmodel)
     if not isinstance(qmodel, nn.Module) or not hasattr(qmodel, "configuration"):
         raise InputError(
             f"save takes a network that bitsplit.quantize or bitsplit.load has returned; got {type(qmodel).__name__}"
         )
+    _check_can_be_stored(qmodel)
+    path = output_file(path)
     tensors = {f"{prefix}{key}": tensor for prefix, key, tensor in float_state(qmodel)}
     layers = {}
     for name, layer in quantized_layers(qmodel):
@@ -51,10 +61,20 @@ def save(qmodel: nn.Module, path: str | Path) -> None:
     }
     dense = torch.contiguous_format
     write_sealed(
-        user_path(os.fspath(path)),
+        path,
         {key: t.detach().cpu().clone(memory_format=dense) for key, t in tensors.items()},
         facts,
     )
+
+
+def _check_can_be_stored(qmodel: nn.Module) -> None:
+    """InputError for what a file would lose, or what could not be loaded from it."""
+    for name, module in float_modules(qmodel).items():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise InputError(f"{name or 'the network'} has an extra state, for which the file has no place")
+    for prefix, key, tensor in float_state(qmodel):
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"{prefix}{key} is in {str(tensor.dtype).removeprefix('torch.')}: save the network before")
 
 
 @ordinary_tensors()
@@ -109,4 +129,7 @@ def _difference(network: nn.Module, tensors: dict[str, Tensor]) -> str:
             return f"{key} is {shape}, and {there[key]} in the file"
     if lacking := [key for key in own if key not in there]:
         return f"{lacking[0]} is not in the file"
+    quantized = re.compile(r"\.?(weight|input)_(packed|shape|scale|offset|bits)\d*$")
+    if surplus := [key for key in there if key not in own and not quantized.search(key)]:
+        return f"{surplus[0]} is in the file alone"
     return "other layers, strides, paddings or number types"
