@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from bitsplit.files import TEMPORARY, abandoned, file_digest, own_name, temporary_file
 
 _DIGITS = 16  # of a digest, in the names of files that carry theirs
+_PATIENCE = 2  # seconds that a run waits for another one before it says so
 _computing_anew = False
 
 
@@ -80,9 +81,12 @@ def _alone(path: Path, wait: bool = True) -> Iterator[bool]:
     lock, alone = FileLock(path), True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=wait)
-    except Timeout:
-        alone = False
+        try:
+            lock.acquire(timeout=_PATIENCE if wait else 0)
+        except Timeout:
+            if alone := wait:
+                print(f"waiting for another run, which is making {path.parent.name} for this one too", file=sys.stderr)
+                lock.acquire()
     except (OSError, NotImplementedError):
         pass
     try:

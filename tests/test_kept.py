@@ -36,6 +36,21 @@ print(kept(pathlib.Path({str(tmp_path / "kept")!r}), "0a", ".txt", make, lambda 
     assert len(list((tmp_path / "kept").iterdir())) == 1  # no lock is left
 
 
+def test_a_process_that_waits_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bitsplit.kept._PATIENCE", 0.05)
+    code = f"""
+import filelock, time
+with filelock.FileLock({str(tmp_path / ".0a.lock")!r}):
+    print("held", flush=True)
+    time.sleep(1)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    assert value_in(tmp_path, lambda: "made") == "made"
+    assert capsys.readouterr().err == f"waiting for another run, which is making {tmp_path.name} for this one too\n"
+    other.communicate()
+
+
 def test_an_exception_while_it_is_made_leaves_nothing_and_no_lock(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         value_in(tmp_path, lambda: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -4,6 +4,7 @@ A class is known by its WordNet id, so subsets keep the indices of the 1,000-cla
 """
 
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,11 +62,15 @@ class ImageNet:
         folder = self._root() / split
         if not folder.is_dir():
             raise InputError(f"{folder} is missing; an ImageNet folder holds train/<wnid>/ and val/<wnid>/")
-        paths = [path for path in image_paths(folder) if path.parent.name in CLASS_INDEX]
+        found = image_paths(folder)
+        paths = [path for path in found if path.parent.name in CLASS_INDEX]
         if not paths:
             raise InputError(
                 f"{folder} has no class folders named by WordNet id (n01440764, …); sort its images into them first"
             )
+        if others := set(found) - set(paths):
+            left = f"{len(others):,} of {len(found):,} images in {folder} are left out"
+            print(f"warning: {left}: {min(others).parent.name} is no WordNet id (n01440764, …)", file=sys.stderr)
         return paths, [CLASS_INDEX[path.parent.name] for path in paths]
 
     def _root(self) -> Path:

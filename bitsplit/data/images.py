@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from bitsplit.data.decoded import DecodedImages
 from bitsplit.data.processes import reading_workers
 from bitsplit.errors import InputError
+from bitsplit.progress import progress
 
 LARGEST_RESIZE = 4096
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"])
@@ -121,7 +122,7 @@ class ImageBatches:
         keep for each other may have spared this process all passes."""
         count = min(len(self) * self.batch_size, len(self.paths))
         if self._met < count:
-            collections.deque(self, maxlen=0)
+            collections.deque(progress(self, "images that nobody has read yet"), maxlen=0)
         return count - len(self.skipped)
 
     def _name_damaged(self, paths: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from bitsplit.errors import InputError, one_line
 from bitsplit.files import abandoned, cache_root, check_writable, own_name, remove_abandoned, write_text
+from bitsplit.progress import progress
 
 # The files in conf/hydra/launcher/ bear the plugins' names on purpose; said here, workers hear it before they compose.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
@@ -61,7 +62,7 @@ def missing(config: DictConfig) -> Iterator[list[str]]:
     """
     from bitsplit.runs.experiment import Run
 
-    for overrides in expand(config):
+    for overrides in progress(expand(config), "looking for records"):
         try:
             there = Run.of(compose("config", overrides)).existing_record(config.force)
         except Exception:  # whatever it is, the cell itself will say so
@@ -114,28 +115,28 @@ class Watch:
         return text + (f", {self.never_started} never started" if self.never_started else "")
 
     def _follow(self) -> None:
-        with tqdm(total=self._total, desc="cells", unit="cell", disable=None) as progress:
+        with tqdm(total=self._total, desc="cells", unit="cell", disable=None) as bar:
             ended = False
             while not ended:
                 ended = self._end.wait(_POLL_SECONDS)
-                progress.refresh()  # the elapsed time, while a long cell runs
+                bar.refresh()  # the elapsed time, while a long cell runs
                 for path in sorted(self.outcomes.glob("[0-9]*.json")):
                     if path not in self._seen:
                         self._seen.add(path)
-                        self._count(json.loads(path.read_text(encoding="utf-8")), progress)
+                        self._count(json.loads(path.read_text(encoding="utf-8")), bar)
 
-    def _count(self, outcome: dict, progress: tqdm) -> None:
+    def _count(self, outcome: dict, bar: tqdm) -> None:
         if outcome["error"]:
             self.failures.append(outcome)
-            progress.update()
+            bar.update()
         elif outcome["ran"]:
             self._counts["run"] += 1
-            progress.update()
-            progress.write(outcome["line"])
+            bar.update()
+            bar.write(outcome["line"])
         else:  # takes no time, so it must not count in the estimate of the time left
             self._counts["there"] += 1
-            progress.total -= 1
-            progress.refresh()
+            bar.total -= 1
+            bar.refresh()
 
 
 def _remove_outcomes(folder: Path) -> None:

@@ -26,6 +26,16 @@ def test_class_index_is_the_rank_of_the_wordnet_id():
     assert (CLASS_INDEX["n01440764"], CLASS_INDEX["n02123045"], CLASS_INDEX["n15075141"]) == (0, 281, 999)
 
 
+def test_images_outside_class_folders_are_counted(imagenet_root, tmp_path, capsys):
+    shutil.copytree(imagenet_root, tmp_path / "root")
+    first = min(path for path in (tmp_path / "root/val").iterdir())
+    first.rename(first.with_name("goldfish"))
+    left, all_images = len(list(first.with_name("goldfish").iterdir())), len(list((tmp_path / "root/val").glob("*/*")))
+    assert ImageNet(str(tmp_path / "root")).title == f"ImageNet validation, {all_images - left:,} images"
+    said = capsys.readouterr().err
+    assert f"warning: {left} of {all_images} images in " in said and "goldfish is no WordNet id" in said
+
+
 def test_a_subset_keeps_the_1000_class_indices(imagenet_root):
     data = ImageNet(str(imagenet_root))
     labels = torch.cat([labels for _, labels in data.validation(PREPROCESSING, 5)])
