@@ -14,9 +14,10 @@ from bitsplit.solver.bitsplit import ALGORITHMS, solve
 
 _SOLVE = """
 import sys, torch
-from bitsplit.solver.bitsplit import solve
-layer, algorithm, target = sys.argv[1:]
-torch.save(solve(*torch.load(layer), algorithm=algorithm).codes, target)
+from bitsplit.solver.bitsplit import ALGORITHMS, solve
+layer, target = sys.argv[1:]
+given = torch.load(layer)
+torch.save({algorithm: solve(*given, algorithm=algorithm).codes for algorithm in ALGORITHMS}, target)
 """
 
 
@@ -33,15 +34,22 @@ def error(codes: torch.Tensor) -> float:
     return (1 - (reached.square() / ((codes @ gram) * codes).sum(dim=-1)).sum() / energy.sum()).item()
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_threads_change_no_more_codes_than_rounding_does(tmp_path, algorithm):
-    torch.save(layer(), tmp_path / "layer")
-    codes = []
+@pytest.fixture(scope="module")
+def codes_by_threads(tmp_path_factory) -> list[dict[str, torch.Tensor]]:
+    """Each algorithm's codes on one thread and on two."""
+    folder, found = tmp_path_factory.mktemp("threads"), []
+    torch.save(layer(), folder / "layer")
     for threads in ("1", "2"):
-        line = [sys.executable, "-c", _SOLVE, str(tmp_path / "layer"), algorithm, str(tmp_path / threads)]
+        line = [sys.executable, "-c", _SOLVE, str(folder / "layer"), str(folder / threads)]
         variables = environment() | {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
-        subprocess.run(line, cwd=ROOT, env=variables, check=True, timeout=120)
-        codes.append(torch.load(tmp_path / threads))
+        subprocess.run(line, cwd=ROOT, env=variables, check=True, timeout=240)
+        found.append(torch.load(folder / threads))
+    return found
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_threads_change_no_more_codes_than_rounding_does(codes_by_threads, algorithm):
+    codes = [found[algorithm] for found in codes_by_threads]
     changed = (codes[0] != codes[1]).float().mean().item()
     gram, cross, bits, weight = layer()
     by_noise = []
