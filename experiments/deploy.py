@@ -156,9 +156,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further keys of run.py")
     parser.add_argument("--results", type=user_path, default=ROOT / "results", help="folder of the results")
     arguments = parser.parse_args()
-    check_place(
-        arguments.results, [*arguments.set, *([f"--images={arguments.images}"] if arguments.images != IMAGES else [])]
-    )
+    fewer = [f"--images={arguments.images}"] if arguments.images != IMAGES else []
+    check_place(arguments.results, [*arguments.set, *fewer])
     use_one_thread()
     text = ""
     with configurations(), tempfile.TemporaryDirectory() as scratch:

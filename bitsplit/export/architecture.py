@@ -9,8 +9,8 @@ from bitsplit.layers.quantized import QuantizedLayer
 from bitsplit.layout import WEIGHTED
 
 # What decides on a module's arithmetic and shows in no shape.
-_GEOMETRY = ("kernel_size", "stride", "padding", "output_padding", "dilation", "groups", "padding_mode", "eps")
-_GEOMETRY += ("num_groups", "num_heads", "batch_first")
+_OF_CONVOLUTIONS = ("kernel_size", "stride", "padding", "output_padding", "dilation", "groups", "padding_mode")
+_GEOMETRY = (*_OF_CONVOLUTIONS, "eps", "num_groups", "num_heads", "batch_first")
 
 
 def float_modules(network: nn.Module) -> dict[str, nn.Module]:
@@ -63,7 +63,8 @@ def architecture_digest(network: nn.Module) -> str:
             lines.append(f"{name} is {first}")
             continue
         # A module of the user's may call a function so, which has no value that another process could compare.
-        lines += [f"{name}.{key}: {vars(module)[key]}" for key in _GEOMETRY if _is_plain_value(vars(module).get(key))]
+        own = {key: vars(module)[key] for key in _GEOMETRY if key in vars(module)}
+        lines += [f"{name}.{key}: {value}" for key, value in own.items() if _is_plain_value(value)]
         tensors = float_tensors(module)
         if isinstance(module, WEIGHTED) and "weight" in module._parameters | module._buffers:
             tensors["weight"] = module.weight
@@ -75,7 +76,7 @@ def architecture_digest(network: nn.Module) -> str:
 def _is_plain_value(value: object) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_plain_value, value))
-    return isinstance(value, (int, float, str))
+    return value is None or isinstance(value, (int, float, str))
 
 
 def _walk(name: str, module: nn.Module, seen: dict[int, str]) -> Iterator[tuple[str, nn.Module, str]]:
