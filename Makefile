@@ -38,7 +38,7 @@ help:  ## Show this list
 		$(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables'
-	@echo '  DATA=glyphs           embedded, the default; or imagenet, imagenette, with ROOT=folder'
+	@echo '  DATA=glyphs           embedded, the default; or imagenet, imagenette, coco, with ROOT=folder'
 	@echo '  ARGS="seed=1 ..."     further arguments of run.py (`$(RUN) run.py --help`)'
 	@echo '  FORCE=1               run cells again that have a record'
 	@echo '  DEVICES=cpu           what bench times the quantization on (DEVICES="cpu cuda" with a GPU)'

@@ -110,17 +110,15 @@ class QuantizedLayer(nn.Module):
 def replace_module(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Puts `new` wherever `old` stands in the network, in every parent that holds it, in its lists and dictionaries
     too."""
-    for parent in list(network.modules()):
-        if parent is not new:
-            _replace_in(vars(parent), old, new)
-
-
-def _replace_in(holder: dict | list, old: nn.Module, new: nn.Module) -> None:
-    for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
-        if value is old:
-            holder[key] = new
-        elif isinstance(value, (dict, list)):
-            _replace_in(value, old, new)
+    holders, seen = [vars(parent) for parent in network.modules() if parent is not new], set()
+    while holders:
+        holder = holders.pop()
+        seen.add(id(holder))
+        for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+            if value is old:
+                holder[key] = new
+            elif isinstance(value, (dict, list)) and id(value) not in seen:
+                holders.append(value)
 
 
 def wrap_layer(network: nn.Module, layer: nn.Module) -> list[QuantizedLayer]:

@@ -6,7 +6,7 @@ own output, the integers, the bias; at each batch-norm layer the mean of what it
 
 import collections
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from bitsplit.statistics.samples import InputSamples
 from bitsplit.steps.input_scales import QuantizedInput
 
 _REFERENCE, _QUANTIZED = 0, 1  # the networks in lock-step
+_REPORTED = 2_000  # values of each channel that the error of an input is measured on
 _LEAST_GAIN = 1e-3  # of batch-norm, as a part of its greatest: through less, nothing can be made up for
 
 
@@ -138,8 +139,10 @@ class _LockstepWork:
                     scale = grid.scale_by_alternation(values.flatten())
                 else:
                     scale = method.calibrate_activations(samples, grid)
-            ways = folded, self._plan.settings.quantized_shortcuts, (low, high)
-            self._quantizers[key] = InputQuantizer(grid, scale, positions, *ways), samples
+            ways = {"folded": folded, "in_place": self._plan.settings.quantized_shortcuts, "observed": (low, high)}
+            # For the report a part of the sample will do: all layers' whole ones would be a gigabyte for ResNet-50.
+            reported = replace(samples, values=values[:: -(-len(values) // _REPORTED)].clone())
+            self._quantizers[key] = InputQuantizer(grid, scale, positions, **ways), reported
         return self._quantizers[key][0]
 
     def _can_fold(self, readers: list[str]) -> bool:

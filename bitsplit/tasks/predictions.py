@@ -29,7 +29,7 @@ def kept_predictions(
         "data": dataclasses.asdict(data) | {"title": data.title, "root": str(getattr(data, "root", None))},
         "files": files_digest(files, Path(data.root), times=True) if files else None,
         "images": images_made_by(),
-        "arithmetic": [str(device), torch.get_num_threads(), torch.__version__],
+        "arithmetic": [device.type, torch.get_num_threads(), torch.__version__],
         "code": _CODE,
     }
     stem = facts_digest(facts)[:16]
