@@ -1,5 +1,7 @@
 """The grids of what bit-split-plus reads: which zero point, for one scale and for a scale by channel."""
 
+import math
+
 import pytest
 import torch
 
@@ -62,6 +64,22 @@ def test_a_zero_point_for_scales_by_channel_is_chosen_under_them():
         for other in [Grid(4), *(Grid(4, False, zero) for zero in range(1, 15))]
     ]
     assert error(grid, values, own) < 1.05 * min(errors)
+
+
+def test_scales_by_channel_go_as_far_as_the_weights_of_all_readers_bear():
+    generator = torch.Generator().manual_seed(0)
+    values, weight = (torch.rand(4_000, 16, generator=generator).square(), torch.randn(1, 8, 16, generator=generator))
+
+    def spread(reach: float, *bits: int) -> float:
+        """The greatest over the least scale of inputs whose channels reach from 1 to `reach`, before such weights."""
+        samples = sampled(values * torch.logspace(0, math.log10(reach), 16))
+        _, scale = BitSplitPlus().folded_input(samples, 4, False, [(weight, count) for count in bits])
+        return (scale.max() / scale.min()).item()
+
+    assert spread(1, 8) < 1.2
+    assert 9 < spread(10, 8) < 11
+    assert 3 < spread(10, 4) < 9
+    assert spread(10, 8, 2) == spread(10, 2, 8) < 3
 
 
 @pytest.mark.parametrize("count", [64, 500])
