@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pandas
 from hydra import compose
 from scipy import stats
@@ -23,15 +24,18 @@ from bitsplit.methods.bitsplit import BitSplit
 from bitsplit.methods.bitsplit_lattice import BitSplitLattice
 from bitsplit.methods.bitsplit_plus import BitSplitPlus
 from bitsplit.progress import progress
+from bitsplit.report.accuracy import paired_interval
+from bitsplit.report.paired import answers_of, paired_difference, verdict
 from bitsplit.report.record import config_hash
 from bitsplit.report.render import Table, write_table
-from bitsplit.report.texts import bits_text
+from bitsplit.report.texts import bits_text, signed
 from bitsplit.report.titles import MODEL_TITLES, PAPER_CLASSIFIERS, in_order, model_title
 from bitsplit.runs.arguments import readable_arguments
 from bitsplit.runs.experiment import Run
 from bitsplit.runs.provenance import provenance
 from bitsplit.settings import FLOAT_BITS
 
+PLUS = "+ zero points: plus"
 BITS = ((3, FLOAT_BITS), (4, 4), (3, 3), (2, 4))  # (wbits, abits)
 
 
@@ -50,7 +54,7 @@ ROWS = {
     "+ order, λ and damping": (OneScale, {"shortcuts": False}, {"symmetric_inputs": True}, ()),
     "+ shortcuts": (OneScale, {}, {"symmetric_inputs": True}, ()),
     "+ scales by channel": (BitSplitPlus, {}, {"symmetric_inputs": True}, ()),
-    "+ zero points: plus": (BitSplitPlus, {}, {}, ()),
+    PLUS: (BitSplitPlus, {}, {}, ()),
     "plus without the lattice": (BitSplitPlus, {"algorithm": "planes"}, {}, ()),
     "plus without damping": (BitSplitPlus, {}, {"damping": 0.0}, ()),
     "plus, λ = 0": (BitSplitPlus, {}, {"compensation": 0.0}, ()),
@@ -117,14 +121,35 @@ def all_cells(found: list[dict], folder: Path) -> list[dict]:
     return [by_place[place] for place in places]
 
 
+def minus_plus(cells: list[dict], found: list[dict]) -> dict:
+    """Top-1 of a row's cells minus that of plus on the same images and seeds, in points, with half of the 95% interval
+    and what they say; nothing for plus itself and where it has not been run."""
+    keys = ("model", "wbits", "abits", "seed")
+    plus = {tuple(cell[key] for key in keys): cell for cell in found if cell["row"] == PLUS}
+    pairs = [(cell, plus.get(tuple(cell[key] for key in keys))) for cell in cells if cell["row"] != PLUS]
+    answers = [[answers_of(cell["quantized"]) for cell in pair] for pair in pairs if pair[1]]
+    if not answers:
+        return {}
+    theirs, ours = np.mean(answers, axis=0)
+    points, interval = 100 * (theirs - ours).mean(), paired_interval(theirs - ours)
+    p = paired_difference(*answers[0]).p if len(answers) == 1 else 0.0
+    return {"minus_plus": round(points, 4), "interval": round(interval, 4), "verdict": verdict(points, interval, p)}
+
+
 def table_of(found: list[dict]) -> Table:
     """A row for each cell of each network; where there are several seeds, means over them with half of the 95%
     interval of that mean."""
-    table = pandas.DataFrame([{**cell, **cell["quantized"], "s": sum(cell["seconds"].values())} for cell in found])
+    table = pandas.DataFrame(
+        [
+            {**cell, **cell["quantized"], "s": sum(cell["seconds"].values()), **minus_plus([cell], found)}
+            for cell in found
+        ]
+    )
     table["top1_fp32"] = [cell["fp32"]["top1"] for cell in found]
-    table = table.drop(columns=["folder", "fp32", "quantized", "seconds", "machine", "versions"])
+    table = table.drop(columns=["folder", "fp32", "quantized", "seconds", "machine", "versions", "correct"])
     rows = []
     for (model, row, wbits, abits), block in table.groupby(["model", "row", "wbits", "abits"], sort=False):
+        change = minus_plus([found[place] for place in block.index], found)
         rows.append(
             {
                 "network": f"{model_title(model)}, {block['top1_fp32'].iloc[0]:.2f}",
@@ -132,6 +157,8 @@ def table_of(found: list[dict]) -> Table:
                 "wbits": wbits,
                 "abits": abits,
                 "top-1": f"{block['top1'].mean():.2f}{_half_interval(block['top1'])}",
+                "minus plus": f"{signed(change['minus_plus'])} ± {change['interval']:.2f}" if change else "–",
+                "": change.get("verdict", "–"),
                 "dB": f"{block['logits_snr_db'].mean():.2f}{_half_interval(block['logits_snr_db'])}",
                 "agreement": f"{block['agreement'].mean():.2f}",
                 "s": f"{block['s'].mean():.0f}",
@@ -147,7 +174,11 @@ def table_of(found: list[dict]) -> Table:
         f"calibration seeds {', '.join(map(str, seeds))}"
         + ("; ± is half the 95% interval of a mean over the seeds" if len(seeds) > 1 else "")
     )
-    return Table(caption, table, shown, heads=3)
+    notes = (
+        "minus plus: top-1 minus that of plus on the same images, in points, with half of the paired 95% interval; "
+        "above, below or level by that and by McNemar's exact test",
+    )
+    return Table(caption, table, shown, heads=3, notes=notes)
 
 
 def _half_interval(values: pandas.Series) -> str:
