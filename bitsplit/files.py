@@ -170,12 +170,12 @@ def file_digest(path: Path) -> str:
 
 def files_digest(paths: Iterable[Path], root: Path, times: bool = False) -> str:
     """What tells one set of files from another without reading them whole: SHA-256 of their places below `root`, their
-    sizes and, with `times`, when they or their permissions were changed last; of files that have one size all,
-    uncompressed images say, also of what stands in their middle."""
+    sizes and, with `times`, when they were changed last; of files that have one size all, uncompressed images say, also
+    of what stands in their middle."""
     digest, paths = hashlib.sha256(), list(paths)
     facts = [path.stat() for path in paths]
     for path, fact in zip(paths, facts, strict=True):
-        when = f" {fact.st_mtime_ns} {fact.st_ctime_ns}" if times else ""
+        when = f" {fact.st_mtime_ns}" if times else ""
         digest.update(f"{path.relative_to(root)} {fact.st_size}{when}\n".encode(errors="surrogateescape"))
     if len(paths) > 1 and len({fact.st_size for fact in facts}) == 1:
         for path, fact in zip(paths, facts, strict=True):

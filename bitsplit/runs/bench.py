@@ -86,7 +86,8 @@ class Bench:
             return ptq.Known(self._reads)
         if self._statistics is None:
             path = cache_root() / "statistics" / self._stem()
-            self._statistics = cached_statistics(path, network, lambda: ptq.measure_statistics(network, plan, batches))
+            collect = partial(ptq.measure_statistics, network, plan, batches)
+            self._statistics = cached_statistics(path, network, collect, self._all_readable)
         if settings.batch_norm not in self._float_norms:
             self._float_norms[settings.batch_norm] = ptq.measure_norms(network, plan, batches)
         norms = self._float_norms[settings.batch_norm]
@@ -98,7 +99,7 @@ class Bench:
             facts |= {"bits": dataclasses.asdict(bits), "layers": dataclasses.asdict(settings.layers)}
             path = cache_root() / "weights" / self._stem(**facts)
             solve = partial(ptq.quantize_weights, network, plan, self._statistics)
-            self._weights = key, cached_weights(path, self._device, solve)
+            self._weights = key, cached_weights(path, self._device, solve, self._all_readable)
         return ptq.Known(self._reads, self._statistics, norms, self._weights[1])
 
     def _stem(self, **facts) -> str:
@@ -127,7 +128,13 @@ class Bench:
     def _kept_metrics(self, what: object, evaluate: Callable[[], dict]) -> dict:
         """Of one network, for all processes that compare with it."""
         stem = self._stem(what=what, code=_METRICS_CODE)
-        return kept(cache_root() / "metrics", stem, ".json", evaluate, _write_metrics, _read_metrics, _of_all_images)
+        folder = cache_root() / "metrics"
+        return kept(folder, stem, ".json", evaluate, _write_metrics, _read_metrics, self._all_readable)
+
+    def _all_readable(self, made: object) -> bool:
+        """Whether `made` is of all images: one that could not be read may be readable next time."""
+        skipped = made.get("skipped") if isinstance(made, dict) else 0
+        return not skipped and not getattr(self.calibration, "skipped", ())
 
 
 def _write_metrics(path: Path, metrics: dict) -> None:
@@ -136,11 +143,6 @@ def _write_metrics(path: Path, metrics: dict) -> None:
 
 def _read_metrics(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _of_all_images(metrics: dict) -> bool:
-    """An image that could not be read may be readable next time."""
-    return not metrics.get("skipped")
 
 
 _benches: dict[str, Bench] = {}  # the last one alone: a network and its statistics are large

@@ -16,12 +16,15 @@ from bitsplit.ptq import Weights
 _PARTS = ("codes", "scale", "offset")  # of a layer's weights, each a tensor LAYER/PART
 
 
-def cached_weights(path: Path, device: str, solve: Callable[[], Weights]) -> Weights:
-    """The weights stored under `path`, on `device`, or those of `solve()`, which are then left there.
+def cached_weights(
+    path: Path, device: str, solve: Callable[[], Weights], whole: Callable[[Weights], bool] = lambda _: True
+) -> Weights:
+    """The weights stored under `path`, on `device`, or those of `solve()`, which are then left there if they are
+    `whole`.
 
     Their seconds are those that solving them took, whenever that was.
     """
-    return kept(path.parent, path.name, ".safetensors", solve, _write_weights, partial(_read_weights, device))
+    return kept(path.parent, path.name, ".safetensors", solve, _write_weights, partial(_read_weights, device), whole)
 
 
 def _read_weights(device: str, path: Path) -> Weights:

@@ -19,14 +19,20 @@ from bitsplit.statistics.moments import LayerRecord, LayerStats, Statistics
 _CODE = sources_digest(Path(module.__file__) for module in (batches, capture, moments, reads))[:16]
 
 
-def cached_statistics(path: Path, network: nn.Module, collect: Callable[[], Statistics]) -> Statistics:
-    """The statistics stored under `path` and this code's mark, or those of `collect()`, which are then left there.
+def cached_statistics(
+    path: Path,
+    network: nn.Module,
+    collect: Callable[[], Statistics],
+    whole: Callable[[Statistics], bool] = lambda _: True,
+) -> Statistics:
+    """The statistics stored under `path` and this code's mark, or those of `collect()`, which are then left there if
+    they are `whole`.
 
     A file is used only where its content has the digest in its name; else the statistics are collected anew. One line
     of warning says so, or that nothing could be stored.
     """
     read = partial(_read_statistics, network)
-    return kept(path.parent, f"{path.name}-{_CODE}", ".safetensors", collect, _write_statistics, read)
+    return kept(path.parent, f"{path.name}-{_CODE}", ".safetensors", collect, _write_statistics, read, whole)
 
 
 def _read_statistics(network: nn.Module, path: Path) -> Statistics:

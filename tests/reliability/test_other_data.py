@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from conftest import ROOT, composed
+from conftest import ROOT, SMALL, composed
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -116,6 +116,27 @@ def test_other_data_and_weights_do_not_replace_a_record(tmp_path):
     with pytest.raises(InputError, match="record of other images or preprocessing"):
         run.existing_record()
     assert run.existing_record(force=True) is run.existing_record(force=1) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_an_image_that_can_be_read_again_is_read_again(command, tmp_path, imagenet_root, mobilenet, split):
+    """A file system may fail once; names, sizes and times say nothing of it."""
+    root = shutil.copytree(imagenet_root, tmp_path / "images")
+    path = sorted((root / split).rglob("*.jpg"))[1]
+    content, facts = path.read_bytes(), path.stat()
+    line = ["data=imagenet", f"data.root={root}", *mobilenet, *SMALL, "method=tflite", "abits=8"]
+    found = {}
+    for folder, wbits, there in (("one", 4, False), ("one", 3, True), ("other", 3, True)):
+        path.write_bytes(content if there else bytes(len(content)))
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        variables = {"BITSPLIT_CACHE": str(tmp_path / folder)}
+        done = command(*line, f"wbits={wbits}", "force=true", **variables)
+        assert done.returncode == 0, done.stderr
+        assert ("skipped" in done.stderr) != there
+        (record_path,) = (tmp_path / "results").rglob(f"*-w{wbits}a8-*.json")
+        found[folder] = {key: json.loads(record_path.read_text())[key] for key in ("metrics", "layers")}
+    assert found["one"] == found["other"]
 
 
 def test_drawn_data_have_no_files():
