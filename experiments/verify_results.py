@@ -63,8 +63,16 @@ def difference(new: dict, committed: dict) -> str:
                 by = f" {now - value:+.4g}" if isinstance(value, int | float) and now is not None else ""
                 moved.append(f"{network} {key}{by}")
     if not moved and new["layers"] != committed["layers"]:
-        moved = ["errors of layers, in their last digits"]
+        moved = [_errors_moved(new["layers"], committed["layers"])]
     return ", ".join(moved)
+
+
+def _errors_moved(new: list[dict], committed: list[dict]) -> str:
+    """By how much the errors in two reports differ at most, or that something else does."""
+    pairs = list(zip(new, committed, strict=False))
+    most = {key: max(abs(now[key] - was[key]) for now, was in pairs) for key in ("relative_error", "input_error")}
+    moved = [f"{key} of layers by up to {value:.2g}" for key, value in most.items() if value]
+    return f"metrics equal; moved: {' and '.join(moved) or 'what the report says of layers'}"
 
 
 def can_run(run: dict, root: Path | None) -> bool:
