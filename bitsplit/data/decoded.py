@@ -6,15 +6,14 @@ from os.path import commonpath
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bitsplit.files import cache_root, facts_digest, files_digest, scratch_folder, sources_digest
+from bitsplit.data.making import images_made_by
+from bitsplit.files import cache_root, facts_digest, files_digest, scratch_folder
 from bitsplit.kept import appending, is_computing_anew, mark_used, stored_file
 
-_CODE = sources_digest([Path(__file__), Path(__file__).with_name("images.py")])
 _SUFFIX = ".images"
 
 
@@ -65,6 +64,6 @@ class DecodedImages:
             "files": [str(folder.resolve()), files_digest(files.paths, folder, times=True)],
             "images": len(loader) * loader.batch_size if loader.drop_last else len(files),
             "transform": [repr(files.transform), files.seed],
-            "code": [_CODE, torch.__version__, PIL.__version__],
+            "made by": [torch.__version__, *images_made_by()],
         }
         return facts_digest(facts)[:16]
