@@ -151,14 +151,16 @@ def check_writable(folder: Path, remedy: str) -> None:
         raise InputError(f"{folder} cannot be written ({error.strerror or error}); {remedy}") from error
 
 
-def output_file(given: str | os.PathLike) -> Path:
-    """The path of a file that a user wants written; InputError for a folder, and where no file could be written."""
+def output_file(given: str | os.PathLike, key: str | None = None) -> Path:
+    """The path of a file that a user wants written, under a `key` of run.py or not; InputError for a folder, and where
+    no file could be written."""
     path = user_path(os.fspath(given))
+    said = f"{key}={path}" if key else path
     if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a file in it")
+        raise InputError(f"{said} is a folder; give the name of a file in it")
     if path.exists() and not path.is_file():  # a device, say, which a file would take the place of
-        raise InputError(f"{path} is no ordinary file; give the name of one")
-    check_writable(path.parent, "give another path")
+        raise InputError(f"{said} is no ordinary file; give the name of one")
+    check_writable(path.parent, f"give another place with {key}=FILE" if key else "give another path")
     return path
 
 

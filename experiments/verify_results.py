@@ -70,7 +70,8 @@ def difference(new: dict, committed: dict) -> str:
 def _errors_moved(new: list[dict], committed: list[dict]) -> str:
     """By how much the errors in two reports differ at most, or that something else does."""
     pairs = list(zip(new, committed, strict=False))
-    most = {key: max(abs(now[key] - was[key]) for now, was in pairs) for key in ("relative_error", "input_error")}
+    keys = "relative_error", "input_error"
+    most = {key: max((abs(now[key] - was[key]) for now, was in pairs), default=0.0) for key in keys}
     moved = [f"{key} of layers by up to {value:.2g}" for key, value in most.items() if value]
     return f"metrics equal; moved: {' and '.join(moved) or 'what the report says of layers'}"
 

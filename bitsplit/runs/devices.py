@@ -15,11 +15,11 @@ def named_device(name: object) -> str:
     if not isinstance(name, str):
         raise InputError(f"device must be auto, cpu, cuda or the like; got {name!r}")
     try:
-        device = torch.empty(0, device=name)
-        device.numpy(force=True)  # which the device "meta" cannot give
+        empty = torch.empty(0, device=name)
+        empty.numpy(force=True)  # which the device "meta" cannot give
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"device={name} is not available here; use device=cpu or device=auto") from error
-    return "cpu" if device.is_cpu else name
+    return "cpu" if empty.is_cpu else name
 
 
 def device_of_process(process: str, gpus: int) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from bitsplit.errors import InputError
 from bitsplit.export.onnx.file import export_onnx, onnx_packages
 from bitsplit.export.packed.save_load import save
-from bitsplit.files import check_writable, user_path
+from bitsplit.files import output_file, user_path
 from bitsplit.runs.bench import Bench
 from bitsplit.statistics.batches import CalibrationBatches
 
@@ -43,13 +43,10 @@ def wanted_products(config: DictConfig) -> dict[str, Path]:
     for key, path in wanted.items():
         if twice := [other for other in wanted if other != key and wanted[other].resolve() == path.resolve()]:
             raise InputError(f"{key} and {twice[0]} are both to be {path}; give each a file of its own")
-        if path.exists() and not path.is_file():
-            what = "a folder" if path.is_dir() else "no ordinary file"
-            raise InputError(f"{key}={path} is {what}; give the name of a file")
         for given in ("weights", "config"):
             if isinstance(file := config.model.get(given), str) and user_path(file).resolve() == path.resolve():
                 raise InputError(f"{key}={path} would overwrite model.{given}; give another file")
-        check_writable(path.parent, f"give another place with {key}=FILE")
+        output_file(path, key)
     if "onnx" in wanted:
         with onnx_packages():  # before the hours of a run
             pass

@@ -100,7 +100,8 @@ def _traceable(qmodel: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module
         outputs = network(*(x.to(layers[0].layer.weight.device, copy=True) for x in inputs))
     except Exception as error:  # whatever a network may raise
         raise InputError(f"the network does not run on the example: {one_line(error)[:_SHOWN]}") from error
-    return symbolic_copy(network), _names(outputs, network) or None if isinstance(outputs, dict) else None
+    names = _names(outputs, network) if isinstance(outputs, dict) else []
+    return symbolic_copy(network), names or None
 
 
 def _names(outputs: dict, network: nn.Module) -> list[str]:
